@@ -1,0 +1,81 @@
+"""What no GPU is needed for: the sweep, which finds jobs that nobody looks after and moves them on.
+
+Each index is sorted by time, so that a sweep costs what it moves and not what exists.
+"""
+
+import signal
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from app import telemetry
+from app.errors import BrokerUnavailable, ClaimLost, DarkroomError, DeadlineExceeded, StoreUnavailable, TaskNotFound
+from app.intake import Intake
+from app.services import Services, build
+from app.settings import Settings
+
+log = structlog.get_logger("darkroom.courier")
+
+
+def main(settings: Settings) -> int:
+    """Sweep until told to stop; the exit status."""
+    telemetry.setup(settings, "courier")
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    courier = Courier(build(settings, "courier"))
+    while not stop.wait(settings.sweep_interval):
+        courier.sweep_if_first()
+    return 0
+
+
+class Courier:
+    """Sweeps. Any number may run: a lock lets one sweep at a time, and two at once would do no harm."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._intake = Intake(services)
+
+    def sweep_if_first(self) -> None:
+        """Sweep unless another courier has just done so; an outage is logged, and over by itself."""
+        try:
+            if self._services.jobs.lock("sweep", self._services.settings.sweep_interval * 0.9):
+                self.sweep()
+        except DarkroomError as error:
+            log.warning("sweep.interrupted", reason=str(error), error_type=type(error).__name__)
+
+    def sweep(self) -> None:
+        """One pass over everything whose time has come."""
+        jobs, patience = self._services.jobs, self._services.settings.unconfirmed_after
+        self._each(jobs.due("deadlines"), self._overdue)
+        self._each(jobs.due("leases"), self._lost)
+        self._each(jobs.waiting_uploads(), self._waiting)
+        self._each(jobs.due("unconfirmed", older_than=patience), self._intake.publish_again)
+
+    def _each(self, task_ids: list[str], move: Callable[[str], None]) -> None:
+        """Do it for each; one job that cannot be moved must not hold up the others, an outage stops the sweep."""
+        for task_id in task_ids:
+            try:
+                move(task_id)
+            except (BrokerUnavailable, StoreUnavailable):
+                raise
+            except (ClaimLost, TaskNotFound):
+                self._services.jobs.forget(task_id)
+                log.info("sweep.job_moved_meanwhile", task_id=task_id)
+            except Exception:
+                log.exception("sweep.job_failed", task_id=task_id)
+
+    def _overdue(self, task_id: str) -> None:
+        self._services.jobs.fail(task_id, DeadlineExceeded("The job was not done by its deadline."))
+        log.info("sweep.deadline_exceeded", task_id=task_id)
+
+    def _lost(self, task_id: str) -> None:
+        if self._services.jobs.requeue(task_id):
+            log.warning("sweep.lease_expired", task_id=task_id)
+            self._intake.publish_again(task_id)
+
+    def _waiting(self, task_id: str) -> None:
+        job = self._services.jobs.get(task_id)
+        if not self._intake.start_if_uploaded(job) and (job.upload_expires_at or 0) <= self._services.jobs.now():
+            self._intake.give_up_waiting(job)

@@ -1,0 +1,164 @@
+"""Every error that a client, an operator or a caller of this package can meet.
+
+    DarkroomError
+    ├── SettingsError             the environment or the catalogue is wrong; the process does not start
+    ├── InvalidTransition         a move that the table in jobs.py does not allow: a mistake in our code
+    ├── ClaimLost                 someone else holds the job now, or it is over: stop work, write nothing
+    ├── Interrupted               the worker must stop: the job goes back to its queue
+    ├── ObjectExists              the output object is there already, from an earlier attempt
+    ├── RequestError              told to the client as a problem document, nothing was accepted
+    │   ├── BadRequest, InvalidRequest, UnknownModelVersion, UnsupportedMediaType, PayloadTooLarge
+    │   ├── TaskNotFound, TaskExpired, RouteNotFound, MethodNotAllowed
+    │   ├── InputMissing, NotReady
+    │   └── BrokerUnavailable, StoreUnavailable, StorageUnavailable
+    └── JobError                  ends an accepted job as FAILED; told in the task's `error`
+        ├── InputInvalid, UploadExpired, DeadlineExceeded, Canceled
+        ├── GpuOutOfMemory, ModelLoadFailed, AttemptsExhausted, StorageFailed
+        └── Internal
+
+Each class carries its `code` (a word of the HTTP contract), HTTP `status`, `title`, and whether the same
+request may succeed later (`retryable`).
+"""
+
+from typing import Any, ClassVar
+
+
+class DarkroomError(Exception):
+    """The root. The message is written for the person who reads it: never a traceback, never a secret."""
+
+
+class SettingsError(DarkroomError):
+    """One or more settings are wrong; the message names all of them."""
+
+
+class InvalidTransition(DarkroomError):
+    """A job was asked to make a move that `jobs.TRANSITIONS` does not hold."""
+
+
+class ClaimLost(DarkroomError):
+    """The token is no longer the job's: its lease ran out, or the job ended."""
+
+
+class Interrupted(DarkroomError):
+    """The worker was told to stop while the job was running."""
+
+
+class ObjectExists(DarkroomError):
+    """An object of this name is in the store already."""
+
+
+class RequestError(DarkroomError):
+    """A refusal. `errors` names the fields at fault, as `{"field": …, "reason": …}`."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    title: ClassVar[str] = "Internal error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, detail: str = "", errors: list[dict[str, Any]] | None = None) -> None:
+        super().__init__(detail or self.title)
+        self.detail = detail or self.title
+        self.errors = errors or []
+
+
+class BadRequest(RequestError):
+    status, code, title = 400, "invalid_request", "Bad request"
+
+
+class RouteNotFound(RequestError):
+    status, code, title = 404, "invalid_request", "No such page"
+
+
+class MethodNotAllowed(RequestError):
+    status, code, title = 405, "invalid_request", "Method not allowed"
+
+
+class PayloadTooLarge(RequestError):
+    status, code, title = 413, "invalid_request", "Body too large"
+
+
+class UnsupportedMediaType(RequestError):
+    status, code, title = 415, "invalid_request", "Unsupported media type"
+
+
+class InvalidRequest(RequestError):
+    status, code, title = 422, "invalid_request", "Invalid request"
+
+
+class UnknownModelVersion(RequestError):
+    status, code, title = 422, "unknown_model_version", "Unknown model version"
+
+
+class TaskNotFound(RequestError):
+    status, code, title = 404, "task_not_found", "No such task"
+
+
+class TaskExpired(RequestError):
+    status, code, title = 410, "task_expired", "Task expired"
+
+
+class InputMissing(RequestError):
+    status, code, title, retryable = 409, "input_missing", "Input picture not uploaded", True
+
+
+class NotReady(RequestError):
+    status, code, title, retryable = 409, "not_ready", "No picture yet", True
+
+
+class BrokerUnavailable(RequestError):
+    status, code, title, retryable = 503, "broker_unavailable", "Queue unavailable", True
+
+
+class StoreUnavailable(RequestError):
+    status, code, title, retryable = 503, "store_unavailable", "Status store unavailable", True
+
+
+class StorageUnavailable(RequestError):
+    status, code, title, retryable = 503, "storage_failed", "Object storage unavailable", True
+
+
+class JobError(DarkroomError):
+    """The reason why an accepted job FAILED."""
+
+    code: ClassVar[str] = "internal"
+    retryable: ClassVar[bool] = False
+
+    def document(self) -> dict[str, Any]:
+        """The task's `error`: `{code, message, retryable}`."""
+        return {"code": self.code, "message": str(self), "retryable": self.retryable}
+
+
+class InputInvalid(JobError):
+    code = "input_invalid"
+
+
+class UploadExpired(JobError):
+    code, retryable = "upload_expired", True
+
+
+class DeadlineExceeded(JobError):
+    code, retryable = "deadline_exceeded", True
+
+
+class Canceled(JobError):
+    code = "canceled"
+
+
+class GpuOutOfMemory(JobError):
+    code = "gpu_out_of_memory"
+
+
+class ModelLoadFailed(JobError):
+    code, retryable = "model_load_failed", True
+
+
+class AttemptsExhausted(JobError):
+    code = "attempts_exhausted"
+
+
+class StorageFailed(JobError):
+    code, retryable = "storage_failed", True
+
+
+class Internal(JobError):
+    code, retryable = "internal", True

@@ -1,0 +1,52 @@
+"""The signed URLs of `file://` storage, served by the web tier. With `gs://` clients talk to the bucket itself."""
+
+import time
+from typing import Any
+
+from flask import Blueprint, Response, request, send_file
+from werkzeug.exceptions import Forbidden, NotFound, RequestEntityTooLarge
+
+from app.storage import LocalStorage, Permit
+
+CHUNK = 1 << 20
+
+
+def files(storage: LocalStorage) -> Blueprint:
+    """`GET` and `PUT /files/{token}/{name}`; the token alone says what is allowed."""
+    blueprint = Blueprint("files", __name__, url_prefix="/files")
+
+    @blueprint.get("/<token>/<name>")
+    def download(token: str, name: str) -> Response:
+        permit = _permitted(storage, token, "GET")
+        if storage.stat(permit.name) is None:
+            raise NotFound("There is no such picture.")
+        kind = "image/png" if permit.name.endswith(".png") else "application/octet-stream"
+        return send_file(storage.path(permit.name).absolute(), mimetype=kind, download_name=name, max_age=0)
+
+    @blueprint.put("/<token>/<name>")
+    def upload(token: str, name: str) -> Response:  # noqa: ARG001, the route has it
+        permit = _permitted(storage, token, "PUT")
+        if (request.content_length or 0) > permit.max_bytes:
+            raise RequestEntityTooLarge(f"At most {permit.max_bytes} bytes.")
+        storage.write(permit.name, lambda target: _copy(target, permit.max_bytes))
+        return Response(status=200)
+
+    return blueprint
+
+
+def _permitted(storage: LocalStorage, token: str, method: str) -> Permit:
+    permit = storage.permit(token, time.time())
+    if permit is None or permit.method != method:
+        raise Forbidden("This URL is not signed for that, or its time is over.")
+    return permit
+
+
+def _copy(target: Any, max_bytes: int) -> None:
+    """Write the request's body in pieces, and stop at the limit though its length was not told."""
+    request.max_content_length = None
+    total = 0
+    while piece := request.stream.read(CHUNK):
+        total += len(piece)
+        if total > max_bytes:
+            raise RequestEntityTooLarge(f"At most {max_bytes} bytes.")
+        target.write(piece)

@@ -1,0 +1,199 @@
+"""One job, from the claim to the end: claim → input → model → storage → finish. Plain Python, no Celery, no Flask."""
+
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
+
+import structlog
+from PIL import Image
+
+from app.errors import (
+    AttemptsExhausted,
+    ClaimLost,
+    DeadlineExceeded,
+    InputInvalid,
+    Internal,
+    JobError,
+    ModelLoadFailed,
+    ObjectExists,
+    StorageFailed,
+    StorageUnavailable,
+)
+from app.jobs import Job, Phase
+from app.lease import Lease
+from app.pictures import Picture, decode, encode, reread
+from app.schemas import Params
+from app.services import Services
+from app.storage import name_in
+
+log = structlog.get_logger("darkroom.generate")
+
+OnStep = Callable[[int, int], None]
+
+
+class Model(Protocol):
+    """A loaded model. `provenance` is written into each picture."""
+
+    provenance: Mapping[str, str]
+
+    def generate(self, params: Params, source: Image.Image | None, on_step: OnStep) -> Iterator[Image.Image]:
+        """`params.num_images` pictures, from seed, seed + 1, …; calls `on_step(step, steps)` after each step."""
+
+
+class Runner:
+    """Runs jobs with the models of this process, under this worker's name."""
+
+    def __init__(self, services: Services, models: Mapping[str, Model], name: str) -> None:
+        self._services = services
+        self._models = models
+        self._name = name
+
+    def run(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Run the job of this message if it is still to be run; the verdict. Raises JobError when it FAILED."""
+        queued, token = Job.from_message(message), secrets.token_hex(8)
+        verdict, job = self._claim(queued, token)
+        if job is None:
+            self._close(queued, verdict)
+        else:
+            verdict = self._attempt(job, token)
+        log.info("job.attempt_ended", task_id=queued.task_id, verdict=verdict)
+        return {"task_id": queued.task_id, "verdict": verdict}
+
+    def _claim(self, queued: Job, token: str) -> tuple[str, Job | None]:
+        """The verdict, and the job when it is ours now. A record that is lost is made again from the message."""
+        jobs, limit = self._services.jobs, self._services.settings.max_attempts
+        claim = jobs.claim(queued.task_id, token, self._name, limit)
+        if claim.verdict == "missing":
+            log.warning("job.record_made_again", task_id=queued.task_id)
+            jobs.create(queued)
+            claim = jobs.claim(queued.task_id, token, self._name, limit)
+        return claim.verdict, claim.job
+
+    def _close(self, job: Job, verdict: str) -> None:
+        """End a queued job that may not be claimed any more. Everything else is someone else's to end."""
+        if verdict == "overdue":
+            self._services.jobs.fail(job.task_id, DeadlineExceeded("The deadline passed before a worker was free."))
+        elif verdict == "exhausted":
+            error = AttemptsExhausted(f"Lost with {self._services.settings.max_attempts} workers; not tried again.")
+            self._services.jobs.fail(job.task_id, error, quarantine=True)
+
+    def _attempt(self, job: Job, token: str) -> str:
+        """Do the work under a lease; whatever ends it is on the record before it goes on to Celery."""
+        jobs = self._services.jobs
+        try:
+            with Lease(jobs, job.task_id, token, self._services.settings.lease) as lease:
+                self._work(job, lease)
+            return "succeeded"
+        except ClaimLost:
+            return "claim_lost"
+        except SystemExit:
+            # SIGTERM's way into the child. Celery must see it, to put the message back.
+            jobs.release(job.task_id, token)
+            raise
+        except JobError as error:
+            self._fail(job, token, error)
+            raise
+        except StorageUnavailable as error:
+            raise self._fail(job, token, StorageFailed(str(error))) from error
+        except (Exception, MemoryError) as error:
+            log.exception("job.failed_unexpectedly", task_id=job.task_id)
+            raise self._fail(job, token, Internal("The worker met a fault of its own; its log knows more.")) from error
+
+    def _fail(self, job: Job, token: str, error: JobError) -> JobError:
+        self._services.jobs.fail(job.task_id, error, token)
+        return error
+
+    def _work(self, job: Job, lease: Lease) -> None:
+        clock = _Stopwatch()
+        pictures = self._earlier(job)
+        if pictures is None:
+            model, source = self._model(job), self._source(job)
+            clock.lap("load_ms")
+            lease.advance(Phase.RUNNING)
+            pictures = self._generate(model, source, job, lease)
+            clock.lap("inference_ms")
+        else:
+            lease.advance(Phase.RUNNING)
+        lease.advance(Phase.UPLOADING)
+        images = [self._store(job, index, picture) for index, picture in enumerate(pictures)]
+        clock.lap("upload_ms")
+        self._succeed(job, lease, images, clock.laps)
+
+    def _model(self, job: Job) -> Model:
+        try:
+            return self._models[job.params.model_version]
+        except KeyError:
+            raise ModelLoadFailed(f"This worker does not serve {job.params.model_version}.") from None
+
+    def _source(self, job: Job) -> Image.Image | None:
+        """The input picture; None when the job has none."""
+        if not job.params.input_url:
+            return None
+        settings = self._services.settings
+        data = self._services.storage.get(
+            name_in(settings.storage_url, job.params.input_url), settings.upload_max_bytes
+        )
+        if data is None:
+            raise InputInvalid("The input picture is not there.")
+        return decode(data)
+
+    def _generate(self, model: Model, source: Image.Image | None, job: Job, lease: Lease) -> list[Picture]:
+        provenance = {**model.provenance, "worker_version": self._services.settings.worker_version}
+        images = model.generate(job.params, source, lease.step)
+        return [encode(image, job.params, index, provenance) for index, image in enumerate(images)]
+
+    def _earlier(self, job: Job) -> list[Picture] | None:
+        """What an earlier attempt stored before it was lost, when that is everything: no GPU is needed again."""
+        if len(job.attempts) < 2:
+            return None
+        pictures = [self._stored(job, index) for index in range(job.params.num_images)]
+        return None if None in pictures else [picture for picture in pictures if picture]
+
+    def _stored(self, job: Job, index: int) -> Picture | None:
+        data = self._services.storage.get(output_name(job.task_id, index), MAX_OUTPUT_BYTES)
+        return reread(data, job.params, index) if data else None
+
+    def _store(self, job: Job, index: int, picture: Picture) -> dict[str, Any]:
+        """Upload one picture; where an earlier attempt came first, its picture is the result."""
+        name = output_name(job.task_id, index)
+        try:
+            self._services.storage.put(name, picture.data, "image/png")
+        except ObjectExists:
+            earlier = self._stored(job, index)
+            if earlier is None:
+                raise StorageFailed(f"{name} holds something else.") from None
+            picture = earlier
+        size = {"bytes": len(picture.data), "width": picture.width, "height": picture.height}
+        return {"index": index, "seed": picture.seed, "name": name, "sha256": picture.sha256, **size}
+
+    def _succeed(self, job: Job, lease: Lease, images: list[dict[str, Any]], laps: dict[str, int]) -> None:
+        waited = int(1000 * ((job.started_at or 0) - (job.queued_at or 0)))
+        result = {
+            "images": json.dumps(images),
+            "metrics": json.dumps({"queue_ms": waited, **laps}),
+            "worker_version": self._services.settings.worker_version,
+        }
+        self._services.jobs.succeed(job.task_id, lease.token, result)
+
+
+MAX_OUTPUT_BYTES = 500_000_000
+
+
+class _Stopwatch:
+    """Milliseconds between laps."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self.laps: dict[str, int] = {}
+
+    def lap(self, name: str) -> None:
+        now = time.monotonic()
+        self.laps[name] = round(1000 * (now - self._last))
+        self._last = now
+
+
+def output_name(task_id: str, index: int) -> str:
+    """`output/{task_id}.png`, `output/{task_id}-1.png`, …"""
+    return f"output/{task_id}.png" if index == 0 else f"output/{task_id}-{index}.png"

@@ -1,0 +1,295 @@
+"""The record of a job, and the only ways in which it changes.
+
+The record in Redis is the truth; a message in the broker is a hint that there is work. Each change is one call
+of jobs.lua, which checks the state before it writes (compare-and-set).
+"""
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib import resources
+from typing import Any, cast
+
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from app.errors import ClaimLost, InvalidTransition, JobError, StoreUnavailable, TaskExpired, TaskNotFound
+from app.schemas import Params
+
+EVENTS = "jobs:events"
+DISCARDED_TTL = 3600
+
+# What says that Redis is away or full, and not that we asked for something wrong.
+_AWAY = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
+
+
+class Status(StrEnum):
+    """What the simplest client has to know."""
+
+    PENDING = "PENDING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+class Phase(StrEnum):
+    """Where the job is on its way."""
+
+    AWAITING_UPLOAD = "AWAITING_UPLOAD"
+    QUEUED = "QUEUED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    UPLOADING = "UPLOADING"
+    DONE = "DONE"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self is Phase.DONE
+
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.AWAITING_UPLOAD: frozenset({Phase.QUEUED, Phase.DONE}),
+    Phase.QUEUED: frozenset({Phase.STARTING, Phase.DONE}),
+    Phase.STARTING: frozenset({Phase.RUNNING, Phase.QUEUED, Phase.DONE}),
+    Phase.RUNNING: frozenset({Phase.UPLOADING, Phase.QUEUED, Phase.DONE}),
+    Phase.UPLOADING: frozenset({Phase.QUEUED, Phase.DONE}),
+    Phase.DONE: frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's record. Times are seconds since 1970 by Redis' clock, None for what has not happened."""
+
+    task_id: str
+    params: Params
+    queue: str
+    phase: Phase = Phase.QUEUED
+    status: Status = Status.PENDING
+    version: int = 0
+    attempt: int = 0
+    max_attempts: int = 3
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    step: int | None = None
+    steps: int | None = None
+    created_at: float | None = None
+    queued_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    expires_at: float | None = None
+    deadline_at: float | None = None
+    upload_expires_at: float | None = None
+    deadline_seconds: float = 86_400
+    upload_seconds: float | None = None
+    worker_version: str | None = None
+    images: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, int] = field(default_factory=dict)
+    error: dict[str, Any] | None = None
+    client_ref: str | None = None
+
+    def message(self) -> dict[str, Any]:
+        """What travels through the broker: enough to make a lost record again."""
+        return {
+            "task_id": self.task_id,
+            "queue": self.queue,
+            "deadline_seconds": self.deadline_seconds,
+            "max_attempts": self.max_attempts,
+            "client_ref": self.client_ref,
+            **self.params.model_dump(),
+        }
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> "Job":
+        """The queued job that `message()` described."""
+        own = {key: message[key] for key in ("task_id", "queue", "deadline_seconds", "max_attempts", "client_ref")}
+        return cls(params=Params.model_validate({k: v for k, v in message.items() if k not in own}), **own)
+
+
+_TIMES = {
+    "created_at", "queued_at", "started_at", "finished_at", "expires_at", "deadline_at", "upload_expires_at",
+    "deadline_seconds", "upload_seconds",
+}  # fmt: skip
+_COUNTS = {"version", "attempt", "max_attempts", "step", "steps"}
+_DOCUMENTS = {"attempts", "images", "metrics", "error"}
+_TEXTS = {"queue", "worker_version", "client_ref"}
+
+
+def _from_record(task_id: str, record: dict[str, str]) -> Job:
+    values: dict[str, Any] = {name: record[name] for name in _TEXTS & record.keys()}
+    values |= {name: float(record[name]) for name in _TIMES & record.keys()}
+    values |= {name: int(record[name]) for name in _COUNTS & record.keys()}
+    values |= {name: json.loads(record[name]) for name in _DOCUMENTS & record.keys()}
+    return Job(
+        task_id=task_id,
+        params=Params.model_validate_json(record["params"]),
+        phase=Phase(record["phase"]),
+        status=Status(record["status"]),
+        **values,
+    )
+
+
+def _to_record(job: Job) -> dict[str, str | int | float]:
+    record: dict[str, str | int | float | None] = {
+        "params": job.params.model_dump_json(),
+        "queue": job.queue,
+        "phase": job.phase,
+        "status": job.status,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "deadline_seconds": job.deadline_seconds,
+        "upload_seconds": job.upload_seconds,
+        "client_ref": job.client_ref,
+    }
+    return {name: value for name, value in record.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The answer to a worker that asked for a job: `job` is there only when the verdict is `claimed`."""
+
+    verdict: str
+    job: Job | None = None
+
+
+class JobStore:
+    """Jobs on Redis. Every method raises StoreUnavailable when Redis does not answer."""
+
+    def __init__(self, redis: "Redis", *, result_ttl: int, lease: float) -> None:
+        self._redis = redis
+        self._result_ttl = result_ttl
+        self._lease = lease
+        self._script = redis.register_script(_table() + resources.files("app").joinpath("jobs.lua").read_text())
+
+    def create(self, job: Job) -> bool:
+        """Write a new record; False when one of this id is there."""
+        fields = [part for pair in _to_record(job).items() for part in pair]
+        return bool(self._move("create", job.task_id, *fields)[0] == "created")
+
+    def confirm(self, task_id: str) -> None:
+        """The broker has the message: the sweep need not publish it again."""
+        self._move("confirm", task_id)
+
+    def discard(self, task_id: str) -> None:
+        """Publishing failed and the client is told so: forget the job, and make a stray message find nothing."""
+        self._move("discard", task_id, DISCARDED_TTL)
+
+    def queue(self, task_id: str) -> bool:
+        """The input is there. True for the one caller who moved the job on and must publish it."""
+        return bool(self._move("queue", task_id)[0] == "queued")
+
+    def claim(self, task_id: str, token: str, owner: str, max_attempts: int) -> Claim:
+        """Ask for a job. Any verdict but `claimed` means: not yours, acknowledge the message."""
+        verdict, *rest = self._move("claim", task_id, token, owner, self._lease, max_attempts)
+        return Claim(verdict, _from_record(task_id, _pairs(rest[0])) if rest else None)
+
+    def renew(self, task_id: str, token: str, step: int | None = None, steps: int | None = None) -> None:
+        """Hold the claim for another lease, and tell how far the work is; raises ClaimLost."""
+        progress = () if step is None or steps is None else (step, steps)
+        self._hold(task_id, self._move("renew", task_id, token, self._lease, *progress))
+
+    def advance(self, task_id: str, token: str, phase: Phase) -> None:
+        """Enter the next phase of running; raises ClaimLost, InvalidTransition."""
+        self._hold(task_id, self._move("advance", task_id, token, phase))
+
+    def release(self, task_id: str, token: str) -> None:
+        """Give the job back unharmed; the attempt is not counted. Raises ClaimLost."""
+        self._hold(task_id, self._move("release", task_id, token))
+
+    def requeue(self, task_id: str) -> bool:
+        """Take the job from a worker whose lease ran out. True for the one caller who must publish it."""
+        return bool(self._move("requeue", task_id)[0] == "queued")
+
+    def forget(self, task_id: str) -> None:
+        """Take an id whose record is gone out of the indexes."""
+        self._move("forget", task_id)
+
+    def succeed(self, task_id: str, token: str, result: dict[str, str]) -> None:
+        """The end everyone hopes for; `result` is written into the record. Raises ClaimLost."""
+        self._finish(task_id, token, Status.SUCCEEDED, result)
+
+    def fail(self, task_id: str, error: JobError, token: str = "", *, quarantine: bool = False) -> None:
+        """The other end. Without a token it is said over the head of whoever holds the job. Raises ClaimLost."""
+        fields = {"error": json.dumps(error.document())}
+        self._finish(task_id, token, Status.FAILED, fields, quarantine=quarantine)
+
+    def get(self, task_id: str) -> Job:
+        """The record; raises TaskNotFound, and TaskExpired once it is older than its keeping."""
+        record = self._call(lambda: self._redis.hgetall(_key(task_id)))
+        if not record or "discarded" in record:
+            raise TaskNotFound(f"There is no task {task_id}.")
+        job = _from_record(task_id, record)
+        if job.expires_at and job.expires_at <= self.now():
+            raise TaskExpired(f"Task {task_id} was kept until its `expires_at` and is gone.")
+        return job
+
+    def now(self) -> float:
+        """Redis' clock, in seconds since 1970."""
+        seconds, microseconds = self._call(self._redis.time)
+        return float(seconds + microseconds / 1e6)
+
+    def due(self, index: str, older_than: float = 0, limit: int = 1000) -> list[str]:
+        """Ids whose time in this index (leases, uploads, deadlines, unconfirmed) has come, oldest first."""
+        until = self.now() - older_than
+        found = self._call(lambda: self._redis.zrangebyscore(f"jobs:{index}", "-inf", until, 0, limit))
+        return cast("list[str]", found)
+
+    def waiting_uploads(self, limit: int = 1000) -> list[str]:
+        """Ids that wait for their input, the one that expires first in front."""
+        return cast("list[str]", self._call(lambda: self._redis.zrange("jobs:uploads", 0, limit - 1)))
+
+    def queue_position(self, job: Job) -> int | None:
+        """How many jobs of its queue go before this one; None when it is not queued."""
+        return cast("int | None", self._call(lambda: self._redis.zrank(f"jobs:queued:{job.queue}", job.task_id)))
+
+    def queue_depth(self, queue: str) -> int:
+        """How many jobs wait for a worker of this queue."""
+        return int(self._call(lambda: self._redis.zcard(f"jobs:queued:{queue}")))
+
+    def lock(self, name: str, seconds: float) -> bool:
+        """Take a lock that ends by itself; False when someone else has it."""
+        milliseconds = int(seconds * 1000)
+        return bool(self._call(lambda: self._redis.set(f"lock:{name}", "1", nx=True, px=milliseconds)))
+
+    def ping(self) -> None:
+        """Raises StoreUnavailable when Redis does not answer."""
+        self._call(self._redis.ping)
+
+    def _finish(
+        self, task_id: str, token: str, status: Status, fields: dict[str, str], *, quarantine: bool = False
+    ) -> None:
+        flat = [part for pair in fields.items() for part in pair]
+        flag = "1" if quarantine else ""
+        self._hold(task_id, self._move("finish", task_id, token, status, self._result_ttl, flag, *flat))
+
+    def _move(self, name: str, task_id: str, *args: str | float) -> list[Any]:
+        answer: list[Any] = self._call(lambda: self._script(keys=[_key(task_id)], args=[name, task_id, *args]))
+        return answer
+
+    @staticmethod
+    def _hold(task_id: str, answer: list[Any]) -> None:
+        if answer[0] == "invalid":
+            raise InvalidTransition(f"{task_id} cannot leave {answer[1]} that way")
+        if answer[0] in ("lost", "done", "missing"):
+            raise ClaimLost(f"{task_id}: {answer[0]}")
+
+    @staticmethod
+    def _call(command: Any) -> Any:
+        try:
+            return command()
+        except _AWAY as error:
+            raise StoreUnavailable("The status store does not answer; try again shortly.") from error
+
+
+def _key(task_id: str) -> str:
+    return f"job:{task_id}"
+
+
+def _pairs(flat: list[str]) -> dict[str, str]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _table() -> str:
+    """TRANSITIONS as Lua source, so that the table stands in one place only."""
+    rows = (f"{old} = {{{', '.join(f'{new} = true' for new in sorted(news))}}}" for old, news in TRANSITIONS.items())
+    return f"local ALLOWED = {{{', '.join(rows)}}}\n"

@@ -1,0 +1,67 @@
+"""Every refusal as a problem document (RFC 9457), whoever made it: our own errors, Flask's, or a fault of ours."""
+
+import uuid
+from typing import Any
+
+import structlog
+from flask import Flask, Response, g, request
+from pydantic import ValidationError
+from werkzeug.exceptions import HTTPException
+
+from app.errors import InvalidRequest, RequestError
+from app.schemas import FieldError, Problem
+
+log = structlog.get_logger("darkroom.web")
+
+RETRY_AFTER = 5
+
+
+def register(app: Flask) -> None:
+    """Answer every error of this app with a problem document."""
+    app.register_error_handler(RequestError, _refused)
+    app.register_error_handler(HTTPException, _http)
+    app.register_error_handler(Exception, _fault)
+
+
+def invalid(error: ValidationError) -> Response:
+    """The answer to a request that its type does not allow; the rejected values are not repeated."""
+    errors = [
+        {"field": ".".join(map(str, e["loc"])) or "body", "reason": e["msg"].removeprefix("Value error, ")}
+        for e in error.errors(include_input=False, include_url=False)
+    ]
+    return _refused(InvalidRequest("; ".join(f"{e['field']}: {e['reason']}" for e in errors)[:1000], errors))
+
+
+def _refused(error: RequestError) -> Response:
+    answer = _answer(error.status, error.code, error.title, error.detail, error.errors)
+    if error.retryable:
+        answer.headers["Retry-After"] = str(RETRY_AFTER)
+    return answer
+
+
+def _http(error: HTTPException) -> Response:
+    status = error.code or 500
+    answer = _answer(status, "invalid_request" if status < 500 else "internal", error.name, error.description or "")
+    for name, value in error.get_headers():
+        if name not in ("Content-Type", "Content-Length"):
+            answer.headers[name] = value
+    return answer
+
+
+def _fault(error: Exception) -> Response:
+    log.error("request.failed", method=request.method, route=str(request.url_rule), exc_info=error)
+    return _answer(500, "internal", "Internal error", "A fault of ours; the log knows more under this trace_id.")
+
+
+def _answer(status: int, code: str, title: str, detail: str, errors: list[dict[str, Any]] | None = None) -> Response:
+    problem = Problem(
+        type="about:blank",
+        title=title,
+        status=status,
+        detail=detail,
+        instance=request.path,
+        code=code,
+        trace_id=g.get("request_id") or uuid.uuid4().hex,
+        errors=[FieldError(**e) for e in errors or []],
+    )
+    return Response(problem.model_dump_json(), status, mimetype="application/problem+json")

@@ -1,0 +1,251 @@
+"""What comes in and goes out over HTTP. The only place where outside input is parsed and limits are checked.
+
+The OpenAPI document is made from these types, so their descriptions are the reference documentation.
+"""
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+from app.errors import InvalidRequest
+from app.models import ModelSpec
+
+MAX_SEED = 2**32 - 1
+
+# C0 controls but tab, newline and carriage return: they are in no prompt that a person wrote, and PNG text
+# chunks cannot hold NUL.
+Text = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class GenerateRequest(_Strict):
+    """A picture to be made. Only `prompt` is required; the model gives the other defaults and the limits."""
+
+    prompt: Annotated[Text, Field(min_length=1, description="What the picture shows.")]
+    negative_prompt: Annotated[Text, Field(description="What the picture must not show.")] = ""
+    model_version: Annotated[str | None, Field(max_length=100, description="One of GET /models.")] = None
+    input_image: Annotated[bool, Field(description="Ask for an `upload_url` to PUT an input picture to.")] = False
+    input_url: Annotated[
+        str | None, Field(max_length=1000, description="A picture that is already in this deployment's own bucket.")
+    ] = None
+    strength: Annotated[float | None, Field(gt=0, le=1, description="How far to leave the input picture.")] = None
+    width: Annotated[int | None, Field(ge=8, le=16384, description="Pixels.")] = None
+    height: Annotated[int | None, Field(ge=8, le=16384, description="Pixels.")] = None
+    num_inference_steps: Annotated[int | None, Field(ge=1, le=1000)] = None
+    guidance_scale: Annotated[float | None, Field(ge=0, le=100)] = None
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Drawn and told when it is left out.")] = None
+    num_images: Annotated[int, Field(ge=1, le=100, description="Made with seed, seed + 1, …")] = 1
+    output_format: Literal["png"] = "png"
+    deadline_seconds: Annotated[int | None, Field(ge=1, le=604_800, description="Give up after this long.")] = None
+    client_ref: Annotated[Text | None, Field(max_length=200, description="Kept and given back as it is.")] = None
+
+    @model_validator(mode="after")
+    def _one_input(self) -> "GenerateRequest":
+        if self.input_image and self.input_url:
+            raise ValueError("input_image and input_url exclude each other")
+        return self
+
+
+class Params(BaseModel):
+    """A request with every default filled in: what the worker runs. `input_name` is the input's object name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    prompt: str
+    negative_prompt: str
+    model_version: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    strength: float
+    seed: int
+    num_images: int
+    output_format: str
+    input_url: str | None = None
+
+
+def resolve(request: GenerateRequest, spec: ModelSpec) -> Params:
+    """Fill in the model's defaults and check its limits; raises InvalidRequest naming each field at fault."""
+    chosen = {name: _first(getattr(request, name), default) for name, default in spec.defaults}
+    _check(request, spec, chosen)
+    return Params(
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        model_version=spec.model_version,
+        seed=_first(request.seed, secrets.randbelow(MAX_SEED + 1)),
+        num_images=request.num_images,
+        output_format=request.output_format,
+        input_url=request.input_url,
+        **chosen,
+    )
+
+
+def _first(given: Any, default: Any) -> Any:
+    return default if given is None else given
+
+
+def _check(request: GenerateRequest, spec: ModelSpec, chosen: dict[str, Any]) -> None:
+    asked = {**chosen, "num_images": request.num_images}
+    errors = [
+        {"field": name, "reason": f"at most {limit} for {spec.model_version}"}
+        for name, limit in spec.limits
+        if asked[name] > limit
+    ]
+    errors += [
+        {"field": name, "reason": f"must be a multiple of {spec.multiple_of}"}
+        for name in ("width", "height")
+        if chosen[name] % spec.multiple_of
+    ]
+    wanted = "img2img" if request.input_image or request.input_url else "txt2img"
+    if wanted not in spec.capabilities:
+        errors.append({"field": "input_image", "reason": f"{spec.model_version} does not do {wanted}"})
+    if errors:
+        raise InvalidRequest("; ".join(f"{e['field']}: {e['reason']}" for e in errors), errors)
+
+
+class TaskPath(BaseModel):
+    task_id: Annotated[str, Field(max_length=100, description="The ticket that POST /generate gave.")]
+
+
+class ImagePath(TaskPath):
+    index: Annotated[int, Field(ge=0, le=100)]
+
+
+class ModelPath(BaseModel):
+    model_version: Annotated[str, Field(max_length=100)]
+
+
+class _Query(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TaskQuery(_Query):
+    wait: Annotated[
+        float,
+        Field(ge=0, le=60, allow_inf_nan=False, description="Hold the answer until the task is done, at most so long."),
+    ] = 0
+    include: Annotated[Literal["image"] | None, Field(description="`image` adds `image_base64`.")] = None
+
+
+class _Answer(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Progress(_Answer):
+    value: Annotated[float, Field(description="From 0 to 1.")]
+    step: int
+    steps: int
+
+
+class TaskError(_Answer):
+    code: str
+    message: str
+    retryable: bool
+
+
+class Image(_Answer):
+    """One finished picture. `bytes` is its size; `url` is signed anew at each read."""
+
+    index: int
+    seed: int
+    url: str
+    sha256: str
+    bytes: int
+    width: int
+    height: int
+
+
+class TaskUrls(_Answer):
+    self: str
+    image: str
+    start: str | None = None
+
+
+class Task(_Answer):
+    """The task document. Times are RFC 3339 in UTC."""
+
+    task_id: str
+    status: Literal["PENDING", "SUCCEEDED", "FAILED"]
+    phase: Literal["AWAITING_UPLOAD", "QUEUED", "STARTING", "RUNNING", "UPLOADING", "DONE"]
+    created_at: str | None
+    queued_at: str | None
+    started_at: str | None
+    finished_at: str | None
+    expires_at: str | None
+    deadline_at: str | None
+    queue_position: int | None
+    progress: Progress | None
+    attempt: int
+    max_attempts: int
+    attempts: list[dict[str, Any]]
+    image_url: str | None
+    image_url_expires_at: str | None
+    image_base64: str | None = None
+    images: list[Image]
+    seed: int
+    model_version: str
+    worker_version: str | None
+    params: dict[str, Any]
+    metrics: dict[str, int]
+    error: TaskError | None
+    client_ref: str | None
+    urls: TaskUrls
+
+
+class Submitted(Task):
+    """The answer to POST /generate: the task, and where to PUT the input picture when one was asked for."""
+
+    upload_url: str | None
+    upload_method: str | None = None
+    upload_headers: dict[str, str] | None = None
+    upload_expires_at: str | None = None
+    upload_max_bytes: int | None = None
+
+
+class Model(_Answer):
+    """One model and how it stands now. `available` says whether a worker serves it."""
+
+    model_version: str
+    default: bool
+    capabilities: list[str]
+    defaults: dict[str, Any]
+    limits: dict[str, Any]
+    multiple_of: int
+    licence: str
+    available: bool
+    queue_depth: int
+
+
+class Models(_Answer):
+    models: list[Model]
+
+
+class Health(_Answer):
+    status: Literal["ok"]
+
+
+class Version(_Answer):
+    version: str
+
+
+class FieldError(_Answer):
+    field: str
+    reason: str
+
+
+class Problem(_Answer):
+    """RFC 9457. `code` is the word to program against; `detail` is for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    trace_id: str | None
+    errors: list[FieldError]

@@ -1,0 +1,63 @@
+"""The one place that builds things: `Settings` → `Services`, for every role."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from redis import Redis
+from redis.backoff import ConstantBackoff, NoBackoff
+from redis.retry import Retry
+
+from app.jobs import Job, JobStore
+from app.models import Catalogue, load_catalogue
+from app.settings import Settings
+from app.storage import Storage, make_storage
+from app.workers import WorkerRegistry
+
+Role = Literal["web", "worker", "courier"]
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the roles work with. `publish` raises BrokerUnavailable; `clock` is seconds since 1970."""
+
+    settings: Settings
+    jobs: JobStore
+    workers: WorkerRegistry
+    storage: Storage
+    catalogue: Catalogue
+    publish: Callable[[Job], None]
+    check_broker: Callable[[], None]
+    redis: Redis
+    clock: Callable[[], float] = time.time
+
+
+def build(settings: Settings, role: Role) -> Services:
+    """Everything a process of this role needs. Opens no connection."""
+    # Deferred: Celery reads the environment when it is imported, which the roles set first.
+    from app.tasks import Publisher, make_celery
+
+    redis = make_redis(settings, role)
+    catalogue = load_catalogue(settings.models_file, settings.default_model_version)
+    publisher = Publisher(make_celery(settings, catalogue, role))
+    return Services(
+        settings=settings,
+        jobs=JobStore(redis, result_ttl=settings.result_ttl, lease=settings.lease),
+        workers=WorkerRegistry(redis),
+        storage=make_storage(settings),
+        catalogue=catalogue,
+        publish=publisher.publish,
+        check_broker=publisher.check,
+        redis=redis,
+    )
+
+
+def make_redis(settings: Settings, role: Role) -> "Redis":
+    """A client that gives up at once in the web tier, where people wait, and never in a worker, whose job would be lost."""
+    options: dict[str, Any] = {"decode_responses": True, "socket_connect_timeout": 1, "health_check_interval": 30}
+    if role == "worker":
+        options |= {"socket_timeout": 5, "retry": Retry(ConstantBackoff(1), -1)}
+    else:
+        options |= {"socket_timeout": 1, "retry": Retry(NoBackoff(), 1)}
+    return Redis.from_url(settings.redis_url, **options)

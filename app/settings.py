@@ -1,0 +1,116 @@
+"""The one table of settings: name, type, default, help. Read once, from the environment, by `load()`.
+
+config/README.md shows the same table; a test compares them. Nothing else in the house reads `os.environ`
+for a setting of its own.
+"""
+
+import socket
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app import __version__
+from app.errors import SettingsError
+
+
+def _one_of(*schemes: str) -> BeforeValidator:
+    def check(url: str) -> str:
+        if urlsplit(str(url)).scheme not in schemes:
+            raise ValueError(f"must start with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return url
+
+    return BeforeValidator(check)
+
+
+BrokerUrl = Annotated[str, _one_of("amqp", "amqps", "redis", "rediss")]
+RedisUrl = Annotated[str, _one_of("redis", "rediss", "unix")]
+StorageUrl = Annotated[str, _one_of("gs", "file")]
+
+
+class Settings(BaseSettings):
+    """Every setting of every role. Times are in seconds, sizes in bytes."""
+
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore")
+
+    broker_url: BrokerUrl = Field(
+        "amqp://guest:guest@127.0.0.1:5672//", description="Queue: `amqp://` (RabbitMQ) or `redis://`."
+    )
+    redis_url: RedisUrl = Field("redis://127.0.0.1:6379/0", description="Status store and Celery's result backend.")
+    storage_url: StorageUrl = Field(
+        "file:///var/lib/darkroom", description="Pictures: `gs://bucket/prefix` or `file:///folder`."
+    )
+    signing_key: SecretStr = Field(
+        SecretStr(""), description="Signs the URLs of `file://` storage; at least 32 characters. `gs://` needs none."
+    )
+    public_url: str = Field(
+        "", description="The address clients use, for `file://` URLs; default `http://` + `WEB_BIND`."
+    )
+    web_bind: str = Field("127.0.0.1:8000", description="Where the web tier listens, `host:port`.")
+    web_workers: int = Field(1, ge=1, le=64, description="Web processes.")
+    web_threads: int = Field(64, ge=1, le=1024, description="Threads of each web process; a waiting client holds one.")
+    models_file: str = Field("config/models.yaml", description="The catalogue of models.")
+    default_model_version: str = Field(
+        "", description="Model of a request that names none; default: the catalogue's first."
+    )
+    worker_queue: str = Field("", description="The one queue a worker consumes; default: the default model's.")
+    worker_name: str = Field(
+        socket.gethostname(), description="How this worker calls itself on the record and in Flower."
+    )
+    worker_version: str = Field(
+        __version__, description="Written into every result; the images set version and commit."
+    )
+    worker_grace: int = Field(
+        20, ge=1, description="On SIGTERM a running job may still take this long, else it is handed back."
+    )
+    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`.")
+    torch_threads: int = Field(
+        0, ge=0, description="CPU threads of the model; they change a picture's bytes. 0: one per core."
+    )
+    lease: float = Field(15, gt=0, description="A worker that is silent for this long loses its job.")
+    max_attempts: int = Field(3, ge=1, description="Workers that one job may cost before it is FAILED.")
+    time_limit: int = Field(1500, ge=1, description="One job on one worker; below RabbitMQ's consumer timeout of 1800.")
+    deadline: int = Field(86_400, ge=1, description="A job without `deadline_seconds` is given up after this long.")
+    upload_ttl: int = Field(900, ge=1, description="How long a client may take to upload its input picture.")
+    upload_max_bytes: int = Field(20_000_000, ge=1, description="Largest input picture.")
+    signed_url_ttl: int = Field(3600, ge=1, description="How long a picture's signed URL is good.")
+    result_ttl: int = Field(604_800, ge=1, description="How long finished tasks and pictures are kept.")
+    sweep_interval: float = Field(2, gt=0, description="Pause between two sweeps of the courier.")
+    unconfirmed_after: float = Field(
+        30, gt=0, description="A job whose publishing was never confirmed is published again."
+    )
+    log_format: Literal["console", "json"] = Field("json", description="`json` (one ECS document a line) or `console`.")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="The least severe line written."
+    )
+
+    @model_validator(mode="after")
+    def _local_storage_needs_a_key(self) -> "Settings":
+        if self.storage_url.startswith("file:") and len(self.signing_key.get_secret_value()) < 32:
+            raise ValueError("SIGNING_KEY must have at least 32 characters when STORAGE_URL is file://")
+        return self
+
+    @property
+    def base_url(self) -> str:
+        """The address of the web tier as its clients see it, without a slash at the end."""
+        return (self.public_url or f"http://{self.web_bind}").rstrip("/")
+
+    @property
+    def embedded(self) -> bool:
+        """Whether the broker is a Redis: no quorum queues, no publisher confirms."""
+        return self.broker_url.startswith("redis")
+
+
+def load() -> Settings:
+    """Read the settings from the environment; raises SettingsError naming every mistake."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError("\n".join(_describe(e) for e in error.errors(include_input=False))) from None
+
+
+def _describe(error: "object") -> str:
+    name = ".".join(str(part) for part in error["loc"]).upper()  # type: ignore[index]
+    message = str(error["msg"]).removeprefix("Value error, ")  # type: ignore[index]
+    return f"{name}: {message}" if name else message

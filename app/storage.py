@@ -1,0 +1,302 @@
+"""Where pictures lie: one interface, a folder on this machine, and Google Cloud Storage.
+
+An object's name (`output/{task_id}.png`) never changes its meaning; its URL is `STORAGE_URL/name`.
+"""
+
+import base64
+import os
+import secrets
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import google_crc32c
+from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
+
+from app.errors import InputInvalid, InvalidRequest, ObjectExists, StorageFailed, StorageUnavailable
+from app.settings import Settings
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """What the store says of an object: size in bytes, CRC32C as Google Cloud Storage writes it (base64)."""
+
+    size: int
+    crc32c: str
+
+
+@dataclass(frozen=True)
+class SignedUpload:
+    """How a client may bring one object: this request, with exactly these headers.
+
+    No header is signed, so that a client that knows nothing but the URL can use it with a plain PUT; the
+    bound on the size is checked once the object is there.
+    """
+
+    url: str
+    method: str = "PUT"
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Storage(Protocol):
+    """Every method raises StorageUnavailable when the store does not answer."""
+
+    def put(self, name: str, data: bytes, content_type: str) -> ObjectInfo:
+        """Write a new object and confirm what arrived; raises ObjectExists, StorageFailed."""
+
+    def get(self, name: str, max_bytes: int) -> bytes | None:
+        """The object, None when it is not there; raises InputInvalid when it is larger than `max_bytes`."""
+
+    def stat(self, name: str) -> ObjectInfo | None:
+        """Size and checksum, None when it is not there."""
+
+    def delete(self, name: str) -> None:
+        """Remove the object; no error when it is not there."""
+
+    def upload_url(self, name: str, seconds: int, max_bytes: int) -> SignedUpload:
+        """A signed request that lets its holder write this one object."""
+
+    def download_url(self, name: str, seconds: int) -> str:
+        """A signed URL that lets its holder read this one object."""
+
+    def url_of(self, name: str) -> str:
+        """The object's own address, `STORAGE_URL/name`."""
+
+
+def crc32c(data: bytes) -> str:
+    """The checksum as Google Cloud Storage writes it: base64 of four big-endian bytes."""
+    return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
+
+
+def name_in(storage_url: str, url: str) -> str:
+    """The name of an object of this deployment's own; raises InvalidRequest for any other place."""
+    prefix = storage_url.rstrip("/") + "/"
+    name = url.removeprefix(prefix)
+    folder, _, rest = name.partition("/")
+    if not url.startswith(prefix) or folder not in ("input", "output") or not rest or not _plain(rest):
+        reason = "must name an object of this deployment's own bucket"
+        raise InvalidRequest(f"input_url: {reason}", [{"field": "input_url", "reason": reason}])
+    return name
+
+
+def _plain(name: str) -> bool:
+    return name.isascii() and name.isprintable() and all(part not in ("", ".", "..") for part in name.split("/"))
+
+
+def make_storage(settings: Settings) -> Storage:
+    """The store that `STORAGE_URL` names."""
+    if settings.storage_url.startswith("gs:"):
+        return GCSStorage(settings.storage_url)
+    folder = Path(unquote(urlsplit(settings.storage_url).path))
+    return LocalStorage(folder, settings.storage_url, settings.base_url, settings.signing_key.get_secret_value())
+
+
+def _confirmed(stored: ObjectInfo | None, data: bytes, name: str) -> ObjectInfo:
+    sent = ObjectInfo(len(data), crc32c(data))
+    if stored != sent:
+        raise StorageFailed(f"{name} was not stored whole: sent {sent}, found {stored}")
+    return sent
+
+
+@dataclass(frozen=True)
+class Permit:
+    """What a signed local URL allows. `max_bytes` bounds an upload."""
+
+    method: str
+    name: str
+    max_bytes: int = 0
+
+
+class LocalStorage:
+    """A folder. Its signed URLs point to the web tier (files.py), which checks them with `permit`."""
+
+    def __init__(self, folder: Path, storage_url: str, base_url: str, key: str) -> None:
+        self._folder = folder
+        self._storage_url = storage_url.rstrip("/")
+        self._base_url = base_url
+        self._signer = URLSafeTimedSerializer(key, salt="darkroom.storage")
+
+    def path(self, name: str) -> Path:
+        """Where the object lies."""
+        return self._folder / name
+
+    def put(self, name: str, data: bytes, content_type: str) -> ObjectInfo:  # noqa: ARG002, a file has none
+        self.write(name, lambda target: target.write(data), exclusive=True)
+        return _confirmed(self.stat(name), data, name)
+
+    def write(self, name: str, fill: Callable[[Any], object], *, exclusive: bool = False) -> None:
+        """Let `fill` write to a file that takes its name only when it is whole and on the disk."""
+        path = self.path(name)
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with part.open("wb") as target:
+                fill(target)
+                target.flush()
+                os.fsync(target.fileno())
+            os.link(part, path) if exclusive else part.replace(path)
+        except FileExistsError:
+            raise ObjectExists(name) from None
+        except OSError as error:
+            raise StorageUnavailable(f"The picture store cannot be written: {error.strerror}.") from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def get(self, name: str, max_bytes: int) -> bytes | None:
+        stored = self.stat(name)
+        if stored and stored.size > max_bytes:
+            raise _too_large(max_bytes)
+        return self.path(name).read_bytes() if stored else None
+
+    def stat(self, name: str) -> ObjectInfo | None:
+        try:
+            data = self.path(name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            return None
+        except OSError as error:
+            raise StorageUnavailable(f"The picture store cannot be read: {error.strerror}.") from error
+        return ObjectInfo(len(data), crc32c(data))
+
+    def delete(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            self.path(name).unlink()
+
+    def upload_url(self, name: str, seconds: int, max_bytes: int) -> SignedUpload:
+        return SignedUpload(self._sign("PUT", name, seconds, max_bytes))
+
+    def download_url(self, name: str, seconds: int) -> str:
+        return self._sign("GET", name, seconds)
+
+    def permit(self, token: str, now: float) -> Permit | None:
+        """What this token allows; None when it is forged or its time is over."""
+        try:
+            method, name, expires_at, max_bytes = self._signer.loads(token)
+        except (BadSignature, SignatureExpired, ValueError):
+            return None
+        return Permit(method, name, max_bytes) if now < expires_at else None
+
+    def url_of(self, name: str) -> str:
+        return f"{self._storage_url}/{name}"
+
+    def _sign(self, method: str, name: str, seconds: int, max_bytes: int = 0) -> str:
+        token = self._signer.dumps([method, name, int(time.time()) + seconds, max_bytes])
+        return f"{self._base_url}/files/{token}/{name.rpartition('/')[2]}"
+
+
+class GCSStorage:
+    """Google Cloud Storage by its own client; credentials and endpoint come from the environment as Google says."""
+
+    def __init__(self, storage_url: str) -> None:
+        # Deferred: the import costs half a second that `file://` deployments need not pay.
+        from google.cloud import storage
+
+        parts = urlsplit(storage_url)
+        self._storage_url = storage_url.rstrip("/")
+        self._prefix = parts.path.strip("/")
+        self._bucket = storage.Client().bucket(parts.netloc)
+
+    def put(self, name: str, data: bytes, content_type: str) -> ObjectInfo:
+        from google.api_core.exceptions import PreconditionFailed
+
+        blob = self._blob(name)
+        try:
+            self._call(
+                lambda: blob.upload_from_string(
+                    data, content_type=content_type, if_generation_match=0, checksum="crc32c"
+                )
+            )
+        except PreconditionFailed:
+            raise ObjectExists(name) from None
+        return _confirmed(ObjectInfo(blob.size, blob.crc32c), data, name)
+
+    def get(self, name: str, max_bytes: int) -> bytes | None:
+        from google.api_core.exceptions import NotFound
+
+        blob = self._blob(name)
+        try:
+            data: bytes = self._call(lambda: blob.download_as_bytes(end=max_bytes, checksum=None))
+        except NotFound:
+            return None
+        if len(data) > max_bytes:
+            raise _too_large(max_bytes)
+        return data
+
+    def stat(self, name: str) -> ObjectInfo | None:
+        blob = self._call(lambda: self._bucket.get_blob(self._full(name)))
+        return ObjectInfo(blob.size, blob.crc32c) if blob else None
+
+    def delete(self, name: str) -> None:
+        from google.api_core.exceptions import NotFound
+
+        with suppress(NotFound):
+            self._call(self._blob(name).delete)
+
+    def upload_url(self, name: str, seconds: int, max_bytes: int) -> SignedUpload:  # noqa: ARG002, see SignedUpload
+        return SignedUpload(self._sign("PUT", name, seconds))
+
+    def download_url(self, name: str, seconds: int) -> str:
+        return self._sign("GET", name, seconds)
+
+    def url_of(self, name: str) -> str:
+        return f"{self._storage_url}/{name}"
+
+    def _full(self, name: str) -> str:
+        return f"{self._prefix}/{name}" if self._prefix else name
+
+    def _blob(self, name: str) -> Any:
+        return self._bucket.blob(self._full(name))
+
+    def _sign(self, method: str, name: str, seconds: int) -> str:
+        url: str = self._call(
+            lambda: self._blob(name).generate_signed_url(
+                version="v4",
+                method=method,
+                expiration=timedelta(seconds=seconds),
+                api_access_endpoint=self._bucket.client.api_endpoint,
+                **self._signer(),
+            )
+        )
+        return url
+
+    def _signer(self) -> dict[str, Any]:
+        """Who signs: the private key where there is one, else IAM's signBlob for the account we run as."""
+        from google.auth.credentials import Signing
+        from google.auth.transport.requests import Request
+
+        credentials = self._credentials
+        if isinstance(credentials, Signing):
+            return {"credentials": credentials}
+        if not credentials.valid:
+            credentials.refresh(Request())
+        return {"service_account_email": credentials.service_account_email, "access_token": credentials.token}
+
+    @cached_property
+    def _credentials(self) -> Any:
+        import google.auth
+
+        return google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])[0]
+
+    @staticmethod
+    def _call(command: Callable[[], Any]) -> Any:
+        """Run one request; its errors but NotFound and PreconditionFailed end here."""
+        from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
+        from google.auth.exceptions import GoogleAuthError
+        from requests.exceptions import RequestException
+
+        try:
+            return command()
+        except (NotFound, PreconditionFailed):
+            raise
+        except (GoogleAPIError, GoogleAuthError, RequestException, OSError) as error:
+            raise StorageUnavailable(f"Google Cloud Storage does not answer ({type(error).__name__}).") from error
+
+
+def _too_large(max_bytes: int) -> InputInvalid:
+    return InputInvalid(f"The input picture is larger than {max_bytes} bytes.")

@@ -1,0 +1,180 @@
+"""The Celery app: its settings with the reason for each, its queues, and its tasks, which are thin.
+
+The record in Redis is the truth about a job (jobs.py). Celery brings the message to one worker at a time and
+brings it again when that worker is gone; it may do so twice, late, or to the wrong one.
+"""
+
+from typing import Any
+
+from celery import Celery, shared_task
+from celery.exceptions import OperationalError
+from kombu import Exchange, Queue
+from kombu.exceptions import KombuError
+
+from app.errors import BrokerUnavailable, JobError
+from app.jobs import Job
+from app.models import Catalogue
+from app.settings import Settings
+
+QUARANTINE = "quarantine"
+GENERATE = "darkroom.generate"
+
+# Seconds that a web process gives the broker; a POST answers 503 within two.
+PUBLISH_TIMEOUT = 1
+
+
+def make_celery(settings: Settings, catalogue: Catalogue, role: str) -> Celery:
+    """The Celery app of one process. Opens no connection."""
+    app = Celery("darkroom", set_as_current=role == "worker")
+    app.conf.update(_COMMON, **_broker(settings, catalogue, role))
+    if role == "worker":
+        app.conf.update(include=["app.worker"], **_worker(settings))
+    return app
+
+
+_COMMON: dict[str, Any] = {
+    "task_serializer": "json",
+    "accept_content": ["json"],
+    "enable_utc": True,
+    # The broker's own word that the message is safe, or an error.
+    "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0, "interval_max": 0.2},
+    # A typo in a queue's name must fail, not make a queue that nobody consumes.
+    "task_create_missing_queues": False,
+    "task_send_sent_event": True,
+    "broker_connection_timeout": PUBLISH_TIMEOUT,
+}
+
+
+def _broker(settings: Settings, catalogue: Catalogue, role: str) -> dict[str, Any]:
+    common = {"broker_url": settings.broker_url, "task_default_exchange_type": "topic"}
+    default = {"task_default_queue": catalogue.default.queue, "task_default_routing_key": catalogue.default.queue}
+    make = _embedded if settings.embedded else _rabbitmq
+    return {**common, **default, **make(settings, catalogue, role)}
+
+
+def _rabbitmq(_: Settings, catalogue: Catalogue, role: str) -> dict[str, Any]:
+    transport: dict[str, Any] = {"confirm_publish": True}
+    if role != "worker":
+        # Nothing but the socket's own timeout bounds a broker that hangs or holds publishers back.
+        transport |= {"read_timeout": PUBLISH_TIMEOUT, "write_timeout": PUBLISH_TIMEOUT}
+    return {
+        "broker_transport_options": transport,
+        "task_queues": [_work_queue(name) for name in catalogue.queues()] + [_quorum(QUARANTINE)],
+        "task_default_queue_type": "quorum",
+    }
+
+
+def _embedded(settings: Settings, catalogue: Catalogue, role: str) -> dict[str, Any]:
+    # Far above the time limit: a message must not come again while its job is at work. Leases find lost jobs.
+    options = {"visibility_timeout": 4 * settings.time_limit, "unacked_restore_interval": 5}
+    timeouts = (
+        {} if role == "worker" else {"socket_timeout": PUBLISH_TIMEOUT, "socket_connect_timeout": PUBLISH_TIMEOUT}
+    )
+    return {
+        "broker_transport_options": {**options, **timeouts},
+        "task_queues": [Queue(name, Exchange(name, type="topic"), routing_key=name) for name in catalogue.queues()],
+    }
+
+
+def _work_queue(name: str) -> Queue:
+    """A quorum queue behind which stands quarantine, for what no worker survives or can read."""
+    return _quorum(
+        name,
+        **{
+            # High: every restart of a worker counts as a delivery. Our own attempts end a job long before.
+            "x-delivery-limit": 20,
+            "x-dead-letter-exchange": QUARANTINE,
+            "x-dead-letter-routing-key": QUARANTINE,
+            "x-dead-letter-strategy": "at-least-once",
+            "x-overflow": "reject-publish",
+        },
+    )
+
+
+def _quorum(name: str, **arguments: Any) -> Queue:
+    exchange = Exchange(name, type="topic", durable=True)
+    return Queue(
+        name, exchange, routing_key=name, durable=True, queue_arguments={"x-queue-type": "quorum", **arguments}
+    )
+
+
+def _worker(settings: Settings) -> dict[str, Any]:
+    return {
+        "result_backend": celery_url(settings.redis_url),
+        "result_expires": settings.result_ttl,
+        # Without it a worker acknowledges jobs unrun while Redis is away.
+        "result_backend_always_retry": True,
+        "result_backend_max_sleep_between_retries_ms": 2000,
+        "redis_socket_connect_timeout": 2,
+        "redis_socket_timeout": 5,
+        # One job at a time, in a child that is a fresh interpreter: CUDA does not survive a fork.
+        "worker_pool": "prefork",
+        "worker_concurrency": 1,
+        "worker_pool_start_method": "spawn",
+        # A replacement child may load its models for this long.
+        "worker_proc_alive_timeout": 900,
+        "worker_prefetch_multiplier": 1,
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "task_track_started": True,
+        "worker_deduplicate_successful_tasks": False,
+        # The running job goes on when the broker goes away: its lease keeps a second run from starting.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_soft_shutdown_timeout": settings.worker_grace,
+        "task_time_limit": settings.time_limit,
+        "broker_heartbeat": 20,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_channel_error_retry": True,
+        "worker_send_task_events": True,
+        "worker_hijack_root_logger": False,
+        "worker_enable_remote_control": True,
+    }
+
+
+def celery_url(redis_url: str) -> str:
+    """Celery's spelling of a Redis address: its own word for a Unix socket."""
+    return "redis+socket" + redis_url.removeprefix("unix") if redis_url.startswith("unix:") else redis_url
+
+
+class Publisher:
+    """Puts jobs into the broker."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def publish(self, job: Job) -> None:
+        """Send the job's message and wait until the broker has it; raises BrokerUnavailable."""
+        message = job.message()
+        try:
+            self._app.send_task(
+                GENERATE,
+                kwargs={"message": message},
+                task_id=job.task_id,
+                queue=job.queue,
+                # Refused rather than dropped where no queue is bound.
+                mandatory=True,
+                confirm_timeout=PUBLISH_TIMEOUT,
+                # What Flower and the events show: the prompt is user data.
+                argsrepr="()",
+                kwargsrepr=f"{{'task_id': '{job.task_id}', 'model_version': '{job.params.model_version}'}}",
+            )
+        except (OperationalError, KombuError, OSError) as error:
+            raise BrokerUnavailable("The queue does not take jobs; try again shortly.") from error
+
+    def check(self) -> None:
+        """Raises BrokerUnavailable when no fresh connection can be made: a held one may be dead."""
+        try:
+            with self._app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, timeout=PUBLISH_TIMEOUT)
+        except (OperationalError, KombuError, OSError) as error:
+            raise BrokerUnavailable("The broker does not answer.") from error
+
+
+@shared_task(name=GENERATE, throws=(JobError,))
+def generate(message: dict[str, Any]) -> dict[str, Any]:
+    """Run one job. A job that FAILED fails here too, so that Flower and the exporter tell the truth."""
+    # Deferred: only the child of a worker process has the models that this needs.
+    from app.worker import current
+
+    return current().run(message)

