@@ -4,6 +4,7 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Protocol
 
 import structlog
@@ -81,16 +82,23 @@ class Runner:
 
     def _attempt(self, job: Job, token: str) -> str:
         """Do the work under a lease; whatever ends it is on the record before it goes on to Celery."""
+        try:
+            self._work_under_lease(job, token)
+            return "succeeded"
+        except ClaimLost:
+            return "claim_lost"
+
+    def _work_under_lease(self, job: Job, token: str) -> None:
         jobs = self._services.jobs
         try:
             with Lease(jobs, job.task_id, token, self._services.settings.lease) as lease:
                 self._work(job, lease)
-            return "succeeded"
         except ClaimLost:
-            return "claim_lost"
+            raise
         except SystemExit:
             # SIGTERM's way into the child. Celery must see it, to put the message back.
-            jobs.release(job.task_id, token)
+            with suppress(ClaimLost):
+                jobs.release(job.task_id, token)
             raise
         except JobError as error:
             self._fail(job, token, error)

@@ -1,10 +1,11 @@
 """Accepting a job: record, then publish, then undo on failure. The web tier and the courier share it."""
 
 import uuid
+from contextlib import suppress
 
 import structlog
 
-from app.errors import BrokerUnavailable, InputInvalid, InputMissing, UploadExpired
+from app.errors import BrokerUnavailable, ClaimLost, InputInvalid, InputMissing, UploadExpired
 from app.jobs import Job, Phase
 from app.schemas import GenerateRequest, Params, resolve
 from app.services import Services
@@ -43,7 +44,9 @@ class Intake:
             return False
         limit = self._services.settings.upload_max_bytes
         if stored.size > limit:
-            self._services.jobs.fail(job.task_id, InputInvalid(f"The input picture is larger than {limit} bytes."))
+            # Whoever else saw the same picture may have said so already.
+            with suppress(ClaimLost):
+                self._services.jobs.fail(job.task_id, InputInvalid(f"The input picture is larger than {limit} bytes."))
         elif self._services.jobs.queue(job.task_id):
             self._try_to_publish(job)
         return True

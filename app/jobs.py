@@ -5,6 +5,7 @@ of jobs.lua, which checks the state before it writes (compare-and-set).
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from importlib import resources
@@ -215,7 +216,7 @@ class JobStore:
 
     def get(self, task_id: str) -> Job:
         """The record; raises TaskNotFound, and TaskExpired once it is older than its keeping."""
-        record = self._call(lambda: self._redis.hgetall(_key(task_id)))
+        record = ask(lambda: self._redis.hgetall(_key(task_id)))
         if not record or "discarded" in record:
             raise TaskNotFound(f"There is no task {task_id}.")
         job = _from_record(task_id, record)
@@ -225,35 +226,35 @@ class JobStore:
 
     def now(self) -> float:
         """Redis' clock, in seconds since 1970."""
-        seconds, microseconds = self._call(self._redis.time)
+        seconds, microseconds = ask(self._redis.time)
         return float(seconds + microseconds / 1e6)
 
     def due(self, index: str, older_than: float = 0, limit: int = 1000) -> list[str]:
         """Ids whose time in this index (leases, uploads, deadlines, unconfirmed) has come, oldest first."""
         until = self.now() - older_than
-        found = self._call(lambda: self._redis.zrangebyscore(f"jobs:{index}", "-inf", until, 0, limit))
+        found = ask(lambda: self._redis.zrangebyscore(f"jobs:{index}", "-inf", until, 0, limit))
         return cast("list[str]", found)
 
     def waiting_uploads(self, limit: int = 1000) -> list[str]:
         """Ids that wait for their input, the one that expires first in front."""
-        return cast("list[str]", self._call(lambda: self._redis.zrange("jobs:uploads", 0, limit - 1)))
+        return cast("list[str]", ask(lambda: self._redis.zrange("jobs:uploads", 0, limit - 1)))
 
     def queue_position(self, job: Job) -> int | None:
         """How many jobs of its queue go before this one; None when it is not queued."""
-        return cast("int | None", self._call(lambda: self._redis.zrank(f"jobs:queued:{job.queue}", job.task_id)))
+        return cast("int | None", ask(lambda: self._redis.zrank(f"jobs:queued:{job.queue}", job.task_id)))
 
     def queue_depth(self, queue: str) -> int:
         """How many jobs wait for a worker of this queue."""
-        return int(self._call(lambda: self._redis.zcard(f"jobs:queued:{queue}")))
+        return int(ask(lambda: self._redis.zcard(f"jobs:queued:{queue}")))
 
     def lock(self, name: str, seconds: float) -> bool:
         """Take a lock that ends by itself; False when someone else has it."""
         milliseconds = int(seconds * 1000)
-        return bool(self._call(lambda: self._redis.set(f"lock:{name}", "1", nx=True, px=milliseconds)))
+        return bool(ask(lambda: self._redis.set(f"lock:{name}", "1", nx=True, px=milliseconds)))
 
     def ping(self) -> None:
         """Raises StoreUnavailable when Redis does not answer."""
-        self._call(self._redis.ping)
+        ask(self._redis.ping)
 
     def _finish(
         self, task_id: str, token: str, status: Status, fields: dict[str, str], *, quarantine: bool = False
@@ -263,7 +264,7 @@ class JobStore:
         self._hold(task_id, self._move("finish", task_id, token, status, self._result_ttl, flag, *flat))
 
     def _move(self, name: str, task_id: str, *args: str | float) -> list[Any]:
-        answer: list[Any] = self._call(lambda: self._script(keys=[_key(task_id)], args=[name, task_id, *args]))
+        answer: list[Any] = ask(lambda: self._script(keys=[_key(task_id)], args=[name, task_id, *args]))
         return answer
 
     @staticmethod
@@ -273,12 +274,13 @@ class JobStore:
         if answer[0] in ("lost", "done", "missing"):
             raise ClaimLost(f"{task_id}: {answer[0]}")
 
-    @staticmethod
-    def _call(command: Any) -> Any:
-        try:
-            return command()
-        except _AWAY as error:
-            raise StoreUnavailable("The status store does not answer; try again shortly.") from error
+
+def ask(command: Callable[[], Any]) -> Any:
+    """Run one command of Redis; raises StoreUnavailable when Redis does not answer."""
+    try:
+        return command()
+    except _AWAY as error:
+        raise StoreUnavailable("The status store does not answer; try again shortly.") from error
 
 
 def _key(task_id: str) -> str:

@@ -51,7 +51,7 @@ class GenerateRequest(_Strict):
 
 
 class Params(BaseModel):
-    """A request with every default filled in: what the worker runs. `input_name` is the input's object name."""
+    """A request with every default filled in: what the worker runs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -104,6 +104,8 @@ def _check(request: GenerateRequest, spec: ModelSpec, chosen: dict[str, Any]) ->
     wanted = "img2img" if request.input_image or request.input_url else "txt2img"
     if wanted not in spec.capabilities:
         errors.append({"field": "input_image", "reason": f"{spec.model_version} does not do {wanted}"})
+    if wanted == "img2img" and int(chosen["num_inference_steps"] * chosen["strength"]) < 1:
+        errors.append({"field": "strength", "reason": "leaves no step: num_inference_steps * strength is below 1"})
     if errors:
         raise InvalidRequest("; ".join(f"{e['field']}: {e['reason']}" for e in errors), errors)
 

@@ -132,6 +132,17 @@ def _worker(settings: Settings) -> dict[str, Any]:
     }
 
 
+def declare_queues(app: Celery) -> None:
+    """Make every queue of the catalogue, and quarantine, to which the broker drops what it gives up on.
+
+    A worker declares by itself only what it consumes. Waits for as long as the broker is away.
+    """
+    with app.connection_for_write() as connection:
+        connection.ensure_connection()
+        for queue in app.amqp.queues.values():
+            queue(connection.default_channel).declare()
+
+
 def celery_url(redis_url: str) -> str:
     """Celery's spelling of a Redis address: its own word for a Unix socket."""
     return "redis+socket" + redis_url.removeprefix("unix") if redis_url.startswith("unix:") else redis_url

@@ -57,7 +57,8 @@ def config(settings: Settings, role: str) -> dict[str, Any]:
 
 def _renderer(log_format: str) -> list[Any]:
     if log_format == "console":
-        return [structlog.dev.ConsoleRenderer(colors=False)]
+        # Plain: rich tracebacks show local variables, and prompts are among them.
+        return [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
     return [structlog.processors.format_exc_info, ecs_logging.StructlogFormatter()]
 
 

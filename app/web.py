@@ -87,12 +87,15 @@ def _identify() -> None:
 
 
 def _parse() -> None:
-    """What is not JSON is refused as such, before its fields are looked at."""
-    if request.endpoint == "generate":
+    """What is not a JSON object is refused as such, before its fields are looked at."""
+    if request.endpoint == "generate" and request.method == "POST":
         try:
-            request.get_json()
+            body = request.get_json()
         except RecursionError:
             raise BadRequest("The body is nested too deeply.") from None
+        # A text would be parsed once more.
+        if not isinstance(body, dict):
+            raise BadRequest("The body is no JSON object.")
 
 
 def _label(response: Response) -> Response:

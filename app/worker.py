@@ -23,7 +23,7 @@ from app.errors import SettingsError
 from app.generate import Model, Runner
 from app.services import Services, build
 from app.settings import Settings
-from app.tasks import make_celery
+from app.tasks import declare_queues, make_celery
 from app.workers import TTL, WorkerState
 
 log = structlog.get_logger("darkroom.worker")
@@ -47,6 +47,7 @@ def main(settings: Settings) -> int:
         raise SettingsError(f"WORKER_QUEUE: no model of the catalogue is on {queue}")
     celery = make_celery(settings, services.catalogue, "worker")
     celery.set_default()
+    declare_queues(celery)
     celery.steps["worker"].add(ModelGate)
     # Unique for each start: the broker may still hold the queues of a namesake that it has not missed yet.
     name = f"{queue}-{secrets.token_hex(4)}@{settings.worker_name}"

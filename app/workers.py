@@ -10,6 +10,8 @@ from typing import Any, Literal, cast
 
 from redis import Redis
 
+from app.jobs import ask
+
 TTL = 15
 _KEY = "workers"
 
@@ -27,26 +29,31 @@ class WorkerState:
 
 
 class WorkerRegistry:
-    """Workers on Redis, one hash; a worker that is silent for `TTL` seconds is gone."""
+    """Workers on Redis, one hash; a worker that is silent for `TTL` seconds is gone.
+
+    Every method raises StoreUnavailable when Redis does not answer.
+    """
 
     def __init__(self, redis: "Redis") -> None:
         self._redis = redis
 
     def announce(self, worker: WorkerState) -> None:
         """Say how this worker stands, for the next `TTL` seconds."""
-        self._redis.hset(_KEY, worker.name, json.dumps({**asdict(worker), "at": self._now()}))
+        entry = json.dumps({**asdict(worker), "at": self._now()})
+        ask(lambda: self._redis.hset(_KEY, worker.name, entry))
 
     def get(self, name: str) -> WorkerState | None:
         """What this worker said last; None when it is gone."""
-        text = cast("str | None", self._redis.hget(_KEY, name))
+        text = cast("str | None", ask(lambda: self._redis.hget(_KEY, name)))
         return _parse(json.loads(text)) if text else None
 
     def all(self) -> list[WorkerState]:
         """Every worker that is there; those that are gone are forgotten on the way."""
-        entries = {name: json.loads(text) for name, text in cast("dict[str, str]", self._redis.hgetall(_KEY)).items()}
+        texts = cast("dict[str, str]", ask(lambda: self._redis.hgetall(_KEY)))
+        entries = {name: json.loads(text) for name, text in texts.items()}
         gone = [name for name, entry in entries.items() if entry["at"] + TTL < self._now()] if entries else []
         if gone:
-            self._redis.hdel(_KEY, *gone)
+            ask(lambda: self._redis.hdel(_KEY, *gone))
         return [_parse(entry) for name, entry in entries.items() if name not in gone]
 
     def serving(self) -> set[str]:
@@ -55,10 +62,10 @@ class WorkerRegistry:
 
     def leave(self, name: str) -> None:
         """This worker stops."""
-        self._redis.hdel(_KEY, name)
+        ask(lambda: self._redis.hdel(_KEY, name))
 
     def _now(self) -> float:
-        return float(self._redis.time()[0])
+        return float(ask(self._redis.time)[0])
 
 
 def _parse(entry: dict[str, Any]) -> WorkerState:
