@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from app import __version__, settings
+from app import __version__
+from app import settings as settings_module
 from app.errors import DarkroomError
 
 CONFIG = Path(__file__).parents[1] / "config"
@@ -38,7 +39,7 @@ def main() -> None:
 @_told
 def web() -> int:
     """Serve the HTTP API on WEB_BIND."""
-    settings.load()
+    settings_module.load()
     # gunicorn takes this process over, so that signals reach it without us between.
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(CONFIG / "gunicorn.conf.py")])
 
@@ -51,7 +52,7 @@ def worker() -> int:
     os.environ["REMAP_SIGTERM"] = "SIGQUIT"
     from app import worker as role
 
-    return role.main(settings.load())
+    return role.main(settings_module.load())
 
 
 @main.command()
@@ -60,7 +61,13 @@ def courier() -> int:
     """Sweep: find jobs that nobody looks after and move them on."""
     from app import courier as role
 
-    return role.main(settings.load())
+    return role.main(settings_module.load())
+
+
+@main.command()
+def settings() -> None:
+    """Print the table of settings."""
+    click.echo(settings_module.table(), nl=False)
 
 
 @main.command()

@@ -73,12 +73,18 @@ class Runner:
         return claim.verdict, claim.job
 
     def _close(self, job: Job, verdict: str) -> None:
-        """End a queued job that may not be claimed any more. Everything else is someone else's to end."""
+        """End a queued job that may not be claimed any more, and raise why. The rest is someone else's to end."""
+        error: JobError
         if verdict == "overdue":
-            self._services.jobs.fail(job.task_id, DeadlineExceeded("The deadline passed before a worker was free."))
+            error = DeadlineExceeded("The deadline passed before a worker was free.")
         elif verdict == "exhausted":
             error = AttemptsExhausted(f"Lost with {self._services.settings.max_attempts} workers; not tried again.")
-            self._services.jobs.fail(job.task_id, error, quarantine=True)
+        else:
+            return
+        # Its message may have come twice, and the other worker been first.
+        with suppress(ClaimLost):
+            self._services.jobs.fail(job.task_id, error, quarantine=verdict == "exhausted")
+            raise error
 
     def _attempt(self, job: Job, token: str) -> str:
         """Do the work under a lease; whatever ends it is on the record before it goes on to Celery."""
@@ -149,7 +155,9 @@ class Runner:
 
     def _generate(self, model: Model, source: Image.Image | None, job: Job, lease: Lease) -> list[Picture]:
         provenance = {**model.provenance, "worker_version": self._services.settings.worker_version}
-        images = model.generate(job.params, source, lease.step)
+        images = list(model.generate(job.params, source, lease.step))
+        if len(images) != job.params.num_images:
+            raise RuntimeError(f"the model made {len(images)} pictures where {job.params.num_images} were asked for")
         return [encode(image, job.params, index, provenance) for index, image in enumerate(images)]
 
     def _earlier(self, job: Job) -> list[Picture] | None:

@@ -174,11 +174,14 @@ end
 function moves.finish()
   local phase = get('phase')
   if not phase then return {'missing'} end
-  if phase == 'DONE' then return {get('token') == ARGV[3] and 'finished' or 'done'} end
+  if phase == 'DONE' then
+    -- Said again after an answer that was lost on its way.
+    return {get('token') == ARGV[3] and get('status') == ARGV[4] and 'finished' or 'done'}
+  end
   if ARGV[3] ~= '' and not holds(ARGV[3]) then return {'lost'} end
   if not move('DONE') then return {'invalid', phase} end
-  -- The holder is told 'finished' only for an end of its own.
-  if ARGV[3] == '' then put('token', 'none') end
+  -- The end is not the holder's own.
+  if ARGV[3] == '' then redis.call('HDEL', key, 'token') end
   put('status', ARGV[4], 'expires_at', string.format('%.3f', now + ARGV[5]), unpack(ARGV, 7))
   if ARGV[6] == '1' then index('quarantine', now) end
   redis.call('EXPIRE', key, ARGV[5] + 86400)

@@ -8,7 +8,8 @@ import socket
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app import __version__
@@ -17,8 +18,17 @@ from app.errors import SettingsError
 
 def _one_of(*schemes: str) -> BeforeValidator:
     def check(url: str) -> str:
-        if urlsplit(str(url)).scheme not in schemes:
+        try:
+            parts = urlsplit(str(url))
+            parts.port  # noqa: B018, raises ValueError when it is no number
+        except ValueError:
+            raise ValueError("is no URL") from None
+        if parts.scheme not in schemes or "//" not in str(url):
             raise ValueError(f"must start with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+            raise ValueError("must hold an absolute path: file:///folder")
+        if parts.scheme == "gs" and not parts.netloc:
+            raise ValueError("must name a bucket: gs://bucket/prefix")
         return url
 
     return BeforeValidator(check)
@@ -32,7 +42,7 @@ StorageUrl = Annotated[str, _one_of("gs", "file")]
 class Settings(BaseSettings):
     """Every setting of every role. Times are in seconds, sizes in bytes."""
 
-    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(frozen=True, env_ignore_empty=True, extra="ignore", validate_default=True)
 
     broker_url: BrokerUrl = Field(
         "amqp://guest:guest@127.0.0.1:5672//", description="Queue: `amqp://` (RabbitMQ) or `redis://`."
@@ -56,7 +66,7 @@ class Settings(BaseSettings):
     )
     worker_queue: str = Field("", description="The one queue a worker consumes; default: the default model's.")
     worker_name: str = Field(
-        socket.gethostname(), description="How this worker calls itself on the record and in Flower."
+        socket.gethostname(), description="How this worker calls itself; default: the host's name."
     )
     worker_version: str = Field(
         __version__, description="Written into every result; the images set version and commit."
@@ -85,11 +95,12 @@ class Settings(BaseSettings):
         "INFO", description="The least severe line written."
     )
 
-    @model_validator(mode="after")
-    def _local_storage_needs_a_key(self) -> "Settings":
-        if self.storage_url.startswith("file:") and len(self.signing_key.get_secret_value()) < 32:
-            raise ValueError("SIGNING_KEY must have at least 32 characters when STORAGE_URL is file://")
-        return self
+    @field_validator("signing_key")
+    @classmethod
+    def _local_storage_needs_a_key(cls, key: SecretStr, others: ValidationInfo) -> SecretStr:
+        if str(others.data.get("storage_url")).startswith("file:") and len(key.get_secret_value()) < 32:
+            raise ValueError("must have at least 32 characters when STORAGE_URL is file://")
+        return key
 
     @property
     def base_url(self) -> str:
@@ -114,3 +125,15 @@ def _describe(error: "object") -> str:
     name = ".".join(str(part) for part in error["loc"]).upper()  # type: ignore[index]
     message = str(error["msg"]).removeprefix("Value error, ")  # type: ignore[index]
     return f"{name}: {message}" if name else message
+
+
+def table() -> str:
+    """The table of settings as Markdown, one row a setting: what config/README.md shows."""
+    rows = [_row(name, field) for name, field in Settings.model_fields.items()]
+    return "\n".join(["| setting | default | what it does |", "| --- | --- | --- |", *rows]) + "\n"
+
+
+def _row(name: str, field: FieldInfo) -> str:
+    # A default that depends on the machine is told by its help.
+    default = "" if name == "worker_name" or isinstance(field.default, SecretStr) else field.default
+    return f"| `{name.upper()}` | {f'`{default}`' if default != '' else ''} | {field.description} |"

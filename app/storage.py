@@ -4,6 +4,7 @@ An object's name (`output/{task_id}.png`) never changes its meaning; its URL is 
 """
 
 import base64
+import errno
 import os
 import secrets
 import time
@@ -19,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import google_crc32c
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
-from app.errors import InputInvalid, InvalidRequest, ObjectExists, StorageFailed, StorageUnavailable
+from app.errors import InputInvalid, InvalidRequest, ObjectExists, SettingsError, StorageFailed, StorageUnavailable
 from app.settings import Settings
 
 
@@ -113,6 +114,10 @@ class Permit:
     max_bytes: int = 0
 
 
+# Names that no file can have are names of no object, as they are in a bucket.
+_NO_SUCH_OBJECT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
+
+
 class LocalStorage:
     """A folder. Its signed URLs point to the web tier (files.py), which checks them with `permit`."""
 
@@ -150,23 +155,29 @@ class LocalStorage:
                 part.unlink(missing_ok=True)
 
     def get(self, name: str, max_bytes: int) -> bytes | None:
-        stored = self.stat(name)
-        if stored and stored.size > max_bytes:
+        data = self._read(name, max_bytes + 1)
+        if data and len(data) > max_bytes:
             raise _too_large(max_bytes)
-        return self.path(name).read_bytes() if stored else None
+        return data
 
     def stat(self, name: str) -> ObjectInfo | None:
-        try:
-            data = self.path(name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return None
-        except OSError as error:
-            raise StorageUnavailable(f"The picture store cannot be read: {error.strerror}.") from error
-        return ObjectInfo(len(data), crc32c(data))
+        data = self._read(name)
+        return None if data is None else ObjectInfo(len(data), crc32c(data))
 
     def delete(self, name: str) -> None:
-        with suppress(FileNotFoundError):
-            self.path(name).unlink()
+        try:
+            self.path(name).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageUnavailable(f"The picture store cannot be written: {error.strerror}.") from error
+
+    def _read(self, name: str, most: int = -1) -> bytes | None:
+        try:
+            with self.path(name).open("rb") as file:
+                return file.read(most)
+        except OSError as error:
+            if error.errno in _NO_SUCH_OBJECT:
+                return None
+            raise StorageUnavailable(f"The picture store cannot be read: {error.strerror}.") from error
 
     def upload_url(self, name: str, seconds: int, max_bytes: int) -> SignedUpload:
         return SignedUpload(self._sign("PUT", name, seconds, max_bytes))
@@ -194,16 +205,19 @@ class GCSStorage:
     """Google Cloud Storage by its own client; credentials and endpoint come from the environment as Google says."""
 
     def __init__(self, storage_url: str) -> None:
-        # Deferred: the import costs half a second that `file://` deployments need not pay.
+        self._storage_url = storage_url.rstrip("/")
+        self._prefix = urlsplit(storage_url).path.strip("/")
+
+    @cached_property
+    def _bucket(self) -> Any:
+        # Deferred: the import costs half a second that `file://` deployments need not pay, and finding the
+        # credentials may ask the metadata server.
         from google.cloud import storage
 
-        parts = urlsplit(storage_url)
-        self._storage_url = storage_url.rstrip("/")
-        self._prefix = parts.path.strip("/")
-        self._bucket = storage.Client().bucket(parts.netloc)
+        return storage.Client().bucket(urlsplit(self._storage_url).netloc)
 
     def put(self, name: str, data: bytes, content_type: str) -> ObjectInfo:
-        from google.api_core.exceptions import PreconditionFailed
+        from google.api_core.exceptions import NotFound, PreconditionFailed
 
         blob = self._blob(name)
         try:
@@ -214,16 +228,21 @@ class GCSStorage:
             )
         except PreconditionFailed:
             raise ObjectExists(name) from None
+        except NotFound:
+            raise StorageUnavailable(f"There is no bucket {self._bucket.name}.") from None
         return _confirmed(ObjectInfo(blob.size, blob.crc32c), data, name)
 
     def get(self, name: str, max_bytes: int) -> bytes | None:
-        from google.api_core.exceptions import NotFound
+        from google.api_core.exceptions import NotFound, RequestRangeNotSatisfiable
 
         blob = self._blob(name)
         try:
             data: bytes = self._call(lambda: blob.download_as_bytes(end=max_bytes, checksum=None))
         except NotFound:
             return None
+        except RequestRangeNotSatisfiable:
+            # Every range lies beyond the end of an empty object.
+            return b""
         if len(data) > max_bytes:
             raise _too_large(max_bytes)
         return data
@@ -285,14 +304,19 @@ class GCSStorage:
 
     @staticmethod
     def _call(command: Callable[[], Any]) -> Any:
-        """Run one request; its errors but NotFound and PreconditionFailed end here."""
-        from google.api_core.exceptions import GoogleAPIError, NotFound, PreconditionFailed
+        """Run one request; its errors end here, but those that answer the question."""
+        from google.api_core.exceptions import (
+            GoogleAPIError,
+            NotFound,
+            PreconditionFailed,
+            RequestRangeNotSatisfiable,
+        )
         from google.auth.exceptions import GoogleAuthError
         from requests.exceptions import RequestException
 
         try:
             return command()
-        except (NotFound, PreconditionFailed):
+        except (NotFound, PreconditionFailed, RequestRangeNotSatisfiable):
             raise
         except (GoogleAPIError, GoogleAuthError, RequestException, OSError) as error:
             raise StorageUnavailable(f"Google Cloud Storage does not answer ({type(error).__name__}).") from error

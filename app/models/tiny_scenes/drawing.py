@@ -181,7 +181,25 @@ def _ring() -> list[Layer]:
 
 def _cross() -> list[Layer]:
     a, b = 0.33, 0.98
-    return [([(-a, -b), (a, -b), (a, -a), (b, -a), (b, a), (a, a), (a, b), (-a, b), (-a, a), (-b, a), (-b, -a), (-a, -a)], "main")]
+    return [
+        (
+            [
+                (-a, -b),
+                (a, -b),
+                (a, -a),
+                (b, -a),
+                (b, a),
+                (a, a),
+                (a, b),
+                (-a, b),
+                (-a, a),
+                (-b, a),
+                (-b, -a),
+                (-a, -a),
+            ],
+            "main",
+        )
+    ]
 
 
 def _diamond() -> list[Layer]:

@@ -1,0 +1,69 @@
+"""For every test: an environment without settings, a Redis database of its own, and services on that."""
+
+import dataclasses
+
+import pytest
+import redis
+
+from app.services import build
+from app.settings import Settings
+from app.web import create_app
+from tests.backends import GIVEN, database, valkey
+
+KEY = "a key that nobody uses but the tests"
+
+
+@pytest.fixture(autouse=True)
+def clean_environ(monkeypatch):
+    """What script/test exports is in `tests.backends.GIVEN`; a test that wants a setting sets it."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+
+
+@pytest.fixture(scope="session")
+def redis_database(tmp_path_factory):
+    """A database on the Redis that runs, else on one that is started for this session."""
+    if GIVEN["REDIS_URL"]:
+        with database() as url:
+            yield url
+    else:
+        with valkey(tmp_path_factory.mktemp("valkey")) as url:
+            yield f"{url}/0"
+
+
+@pytest.fixture
+def redis_url(redis_database):
+    """The same database, empty."""
+    with redis.Redis.from_url(redis_database) as client:
+        client.flushdb()
+    return redis_database
+
+
+@pytest.fixture
+def settings(redis_url, tmp_path):
+    """Nobody answers at the broker's address: the tests of the broker have their own."""
+    return Settings(
+        broker_url="amqp://127.0.0.1:1//",
+        redis_url=redis_url,
+        storage_url=f"file://{tmp_path}/storage",
+        signing_key=KEY,
+        models_file="config/models.yaml",
+    )
+
+
+@pytest.fixture
+def published():
+    """The jobs that `services` has published, in their order."""
+    return []
+
+
+@pytest.fixture
+def services(settings, published):
+    services = dataclasses.replace(build(settings, "web"), publish=published.append)
+    yield services
+    services.redis.connection_pool.disconnect(inuse_connections=False)
+
+
+@pytest.fixture
+def client(services):
+    return create_app(services).test_client()

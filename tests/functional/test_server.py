@@ -1,0 +1,109 @@
+"""What a stranger does: the README's commands, on this machine, with nothing prepared."""
+
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+import requests
+from PIL import Image
+
+from tests.stack import ROOT, free_port, until
+
+pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """A copy of what git holds, as a clone has it, so that the checkout's own stack is left alone."""
+    names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
+    for name in filter(None, (name.decode() for name in names)):
+        target = tmp_path / "darkroom" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes((ROOT / name).read_bytes())
+        target.chmod((ROOT / name).stat().st_mode)
+    return tmp_path / "darkroom"
+
+
+def up(place, *arguments, **environment):
+    """`script/server` but for its bootstrap, which has tests of its own: the packages are this test's."""
+    import os
+    import sys
+
+    return subprocess.Popen(
+        [sys.executable, "-m", "app", "up", *arguments],
+        cwd=place, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def test_once_makes_the_picture_of_the_prompt_and_ends(place):
+    server = up(place, "--once", "--prompt", "a red circle on a blue background", WEB_BIND=f"127.0.0.1:{free_port()}")
+    said, _ = server.communicate(timeout=120)
+    assert server.returncode == 0, said
+    picture = Image.open(re.search(r"Here it is: (\S+\.png)", said)[1]).convert("RGB")
+    middle, corner = picture.getpixel((picture.width // 2, picture.height // 2)), picture.getpixel((3, 3))
+    assert middle[0] > 2 * middle[2], "red in the middle"
+    assert corner[2] > 2 * corner[0], "blue in the corner"
+
+
+def test_the_readmes_request_gives_a_picture_and_ctrl_c_stops_everything(place):
+    port = free_port()
+    server = up(place, WEB_BIND=f"127.0.0.1:{port}")
+    try:
+        until(lambda: serving(server), 120, "it serves")
+        example = re.search(r"```sh\n(task=.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
+        script = example.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
+        subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=place, check=True, timeout=60)
+        assert Image.open(place / "star.png").format == "PNG"
+        assert requests.get(f"http://127.0.0.1:{port}/docs", timeout=10).status_code == 200
+    finally:
+        server.send_signal(signal.SIGINT)
+        said, _ = server.communicate(timeout=60)
+    assert (server.returncode, said.splitlines()[-1]) == (0, "Stopped.")
+    assert leftovers(place) == []
+
+
+def serving(server):
+    line = server.stdout.readline()
+    assert line or server.poll() is None, "it ended"
+    return "Ctrl-C stops everything" in line
+
+
+def leftovers(place):
+    """The command lines of processes that still run from this folder."""
+    lines = (path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if readable(path))
+    return [line for line in lines if str(place).encode() in line]
+
+
+def readable(path):
+    try:
+        path.read_bytes()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_port_that_is_taken_is_one_clear_sentence(place):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        server = up(place, "--once", WEB_BIND=f"127.0.0.1:{other.getsockname()[1]}")
+        said, _ = server.communicate(timeout=60)
+    assert server.returncode == 1
+    assert re.fullmatch(
+        r"darkroom: port \d+ on 127.0.0.1 cannot be used .*; choose another with WEB_BIND=\S+\.\n", said
+    )
+
+
+def test_a_second_start_in_the_same_folder_is_refused(place):
+    first = up(place, WEB_BIND=f"127.0.0.1:{free_port()}")
+    try:
+        until(lambda: (place / "var/up/logs/web.log").exists(), 60, "the first one starts")
+        second = up(place, "--once", WEB_BIND=f"127.0.0.1:{free_port()}")
+        said, _ = second.communicate(timeout=60)
+        assert (second.returncode, said) == (1, f"darkroom: Darkroom is already running from {place}.\n")
+    finally:
+        first.send_signal(signal.SIGTERM)
+        first.communicate(timeout=60)

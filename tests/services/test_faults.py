@@ -1,0 +1,194 @@
+"""Parts of the service die while jobs are under way. Nothing is lost, and nothing is seen to run twice."""
+
+import hashlib
+import signal
+import time
+
+import pytest
+import redis
+import requests
+
+from app.jobs import JobStore
+from app.models import load_catalogue
+from app.services import make_redis
+from app.settings import Settings
+from app.tasks import Publisher, make_celery
+from tests.stack import until
+
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(240)]
+
+RECOVERY_SECONDS = 90
+
+
+def submit(stack, count, steps=100):
+    """So many jobs of the steady model, 20 ms a step."""
+    return [
+        stack.client.generate("x", model_version="steady", num_inference_steps=steps, seed=seed)["task_id"]
+        for seed in range(count)
+    ]
+
+
+def finished(stack, tickets):
+    tasks = [stack.client.task(ticket) for ticket in tickets]
+    return tasks if all(task["status"] != "PENDING" for task in tasks) else None
+
+
+def running(stack, tickets, count=1):
+    until(lambda: [t for t in tickets if stack.client.task(t)["phase"] == "RUNNING"][count - 1 :], 30, "jobs run")
+
+
+def stored(stack):
+    """The names of all objects of this stack's bucket."""
+    bucket = stack.settings["STORAGE_URL"].removeprefix("gs://").partition("/")[0]
+    url = f"{stack.settings['STORAGE_EMULATOR_HOST']}/storage/v1/b/{bucket}/o"
+    return sorted(item["name"] for item in requests.get(url, timeout=10).json().get("items", []))
+
+
+def test_ten_jobs_outlive_the_death_of_everything_that_works_on_them(stack, services):
+    web = stack.start("web", WEB_WORKERS="2")
+    stack.start("courier")
+    first, second = stack.start("worker-1"), stack.start("worker-2")
+    stack.ready("steady")
+    tickets = submit(stack, 10)
+
+    running(stack, tickets, 2)
+    first.children[0].kill()
+    running(stack, tickets)
+    second.kill()
+    stack.roles.remove(second)
+    # What a supervisor does.
+    stack.start("worker-3")
+    web.children[0].kill()
+    services("restart", "rabbitmq")
+
+    tasks = until(lambda: finished(stack, tickets), RECOVERY_SECONDS, "every job is done")
+    assert {task["status"] for task in tasks} == {"SUCCEEDED"}
+    assert stored(stack) == sorted(f"prefix/output/{ticket}.png" for ticket in tickets)
+    for task in tasks:
+        assert hashlib.sha256(stack.client.image(task["task_id"])).hexdigest() == task["images"][0]["sha256"]
+
+
+def test_a_message_that_comes_five_times_is_run_once(stack):
+    stack.start("web")
+    stack.start("worker-1")
+    stack.start("worker-2")
+    stack.ready("steady")
+    ticket = submit(stack, 1)[0]
+    publish_again(stack, ticket, 4)
+    task = stack.client.wait(ticket, 30)
+    assert (task["status"], task["attempt"], len(task["attempts"])) == ("SUCCEEDED", 1, 1)
+
+
+def publish_again(stack, ticket, times):
+    """As the sweep does it, from this process."""
+    names = Settings.model_fields
+    settings = Settings(**{k.lower(): v for k, v in stack.settings.items() if k.lower() in names})
+    publisher = Publisher(make_celery(settings, load_catalogue(settings.models_file), "courier"))
+    jobs = JobStore(make_redis(settings, "courier"), result_ttl=settings.result_ttl, lease=settings.lease)
+    for _ in range(times):
+        publisher.publish(jobs.get(ticket))
+
+
+def test_a_worker_told_to_stop_hands_its_job_to_another(stack):
+    stack.start("web")
+    stack.start("courier")
+    leaving = stack.start("worker-1", WORKER_GRACE="1")
+    stack.ready("steady")
+    ticket = submit(stack, 1, steps=400)[0]
+    running(stack, [ticket])
+    leaving.kill(signal.SIGTERM)
+    stack.start("worker-2")
+    task = stack.client.wait(ticket, 60)
+    assert (task["status"], task["attempt"]) == ("SUCCEEDED", 1)
+    assert [attempt.get("ended") for attempt in task["attempts"]] == ["released", None]
+    assert leaving.process.wait(10) in (0, 1)
+
+
+def test_a_job_that_kills_three_workers_fails_and_the_others_go_on(stack):
+    stack.start("web")
+    stack.start("courier")
+    stack.start("worker", LEASE="2")
+    stack.ready("steady", "exits")
+    poison = stack.client.generate("x", model_version="exits")["task_id"]
+    healthy = submit(stack, 3)
+    task = stack.client.wait(poison, 100)
+    assert (task["error"]["code"], task["attempt"]) == ("attempts_exhausted", 3)
+    tasks = until(lambda: finished(stack, healthy), 60, "the healthy jobs are done")
+    assert {task["status"] for task in tasks} == {"SUCCEEDED"}
+
+
+def test_a_worker_whose_model_does_not_load_ends_with_its_reason(stack):
+    worker = stack.start("worker", WORKER_QUEUE="gen.broken")
+    until(lambda: worker.process.poll() is not None, 60, "the worker ends")
+    assert worker.process.returncode != 0
+    assert worker.wrote("fails-on-load cannot be loaded: the weights are not there")
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_a_broker_nothing_is_accepted_and_everything_can_be_read(stack, services, fault):
+    stack.start("web")
+    stack.start("worker")
+    stack.ready("steady")
+    done = stack.client.wait(submit(stack, 1, steps=2)[0], 30)["task_id"]
+    records = keys(stack)
+    with broken(services, "rabbitmq", fault):
+        started = time.monotonic()
+        answer = requests.post(f"{stack.url}/generate", json={"prompt": "x", "model_version": "steady"}, timeout=30)
+        assert (answer.status_code, answer.json()["code"]) == (503, "broker_unavailable")
+        assert "Retry-After" in answer.headers
+        assert time.monotonic() - started < 2.2
+        assert stack.client.task(done)["status"] == "SUCCEEDED"
+        assert {key for key in keys(stack) - records if not discarded(stack, key)} == set()
+    until(lambda: stack.client.ready(), 60, "ready again")
+    assert stack.client.wait(submit(stack, 1, steps=2)[0], 60)["status"] == "SUCCEEDED"
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_without_a_status_store_everything_is_refused_at_once(stack, services, fault):
+    stack.start("web")
+    stack.start("worker")
+    stack.ready("steady")
+    ticket = submit(stack, 1, steps=100)[0]
+    running(stack, [ticket])
+    with broken(services, "redis", fault):
+        for method, path in (("POST", "/generate"), ("GET", f"/tasks/{ticket}"), ("GET", "/readyz")):
+            started = time.monotonic()
+            answer = requests.request(method, stack.url + path, json={"prompt": "x"}, timeout=30)
+            assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+            assert time.monotonic() - started < 2.5
+    assert stack.client.wait(ticket, 60)["status"] == "SUCCEEDED"
+
+
+def keys(stack):
+    with redis.Redis.from_url(stack.settings["REDIS_URL"], decode_responses=True) as store:
+        return set(store.scan_iter("job:*"))
+
+
+def discarded(stack, key):
+    with redis.Redis.from_url(stack.settings["REDIS_URL"], decode_responses=True) as store:
+        return store.hexists(key, "discarded")
+
+
+class broken:  # noqa: N801, reads as a sentence
+    """A service is dead or silent for the length of the block, and well again after it."""
+
+    def __init__(self, services, name, fault):
+        self._services, self._name, self._fault = services, name, fault
+
+    def __enter__(self):
+        if self._fault == signal.SIGKILL:
+            self._services("kill", self._name)
+        else:
+            self._signal(signal.SIGSTOP)
+
+    def __exit__(self, *_):
+        if self._fault == signal.SIGKILL:
+            self._services("restart", self._name)
+        else:
+            self._signal(signal.SIGCONT)
+
+    def _signal(self, number):
+        from tests.backends import service_processes
+
+        for process in service_processes(self._name):
+            process.send_signal(number)

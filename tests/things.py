@@ -1,0 +1,62 @@
+"""Jobs, requests and pictures as the tests need them."""
+
+import io
+import uuid
+
+from PIL import Image
+
+from app.jobs import Job, Phase
+from app.schemas import Params
+
+PARAMS = {
+    "prompt": "a red star over the sea",
+    "negative_prompt": "",
+    "model_version": "tiny-scenes-1",
+    "width": 64,
+    "height": 64,
+    "num_inference_steps": 4,
+    "guidance_scale": 5.0,
+    "strength": 0.7,
+    "seed": 42,
+    "num_images": 1,
+    "output_format": "png",
+}
+
+
+def params(**changes):
+    return Params(**{**PARAMS, **changes})
+
+
+def job(*, waits=False, queue="gen.tiny", **changes):
+    """A new job; with `waits` one whose input is still to come."""
+    own = {name: changes.pop(name) for name in list(changes) if name in Job.__dataclass_fields__}
+    if waits:
+        own = {"phase": Phase.AWAITING_UPLOAD, "upload_seconds": 900, **own}
+    return Job(**{"task_id": str(uuid.uuid4()), "queue": queue, "params": params(**changes), **own})
+
+
+def picture(size=(64, 64), colour="red", mode="RGB", format="PNG", **options):
+    """An encoded picture of one colour."""
+    buffer = io.BytesIO()
+    Image.new(mode, size, colour).save(buffer, format=format, **options)
+    return buffer.getvalue()
+
+
+def indexes(redis, task_id):
+    """The names of the indexes that hold this id."""
+    names = (name for name in redis.scan_iter("jobs:*") if redis.type(name) == "zset")
+    return {name.removeprefix("jobs:") for name in names if redis.zscore(name, task_id) is not None}
+
+
+def pass_time(redis, task_id, field, index):
+    """As if the time had come that this field of the record names."""
+    redis.hset(f"job:{task_id}", field, "1")
+    redis.zadd(f"jobs:{index}", {task_id: 1})
+
+
+def lease_runs_out(redis, task_id):
+    pass_time(redis, task_id, "lease", "leases")
+
+
+def deadline_passes(redis, task_id):
+    pass_time(redis, task_id, "deadline_at", "deadlines")

@@ -1,0 +1,167 @@
+"""The sweep: what nobody looks after is moved on, once, and nothing else is touched."""
+
+import dataclasses
+import threading
+
+import pytest
+
+from app.courier import Courier
+from app.errors import BrokerUnavailable
+from app.intake import input_name
+from app.jobs import Phase, Status
+from tests.things import deadline_passes, indexes, job, lease_runs_out, pass_time, picture
+
+
+@pytest.fixture
+def courier(services):
+    return Courier(services)
+
+
+@pytest.fixture
+def jobs(services):
+    return services.jobs
+
+
+def queued(jobs, **fields):
+    new = job(**fields)
+    jobs.create(new)
+    if not fields.get("waits"):
+        jobs.confirm(new.task_id)
+    return new.task_id
+
+
+def lost(jobs, redis):
+    """The id of a job whose worker has fallen silent."""
+    task_id = queued(jobs)
+    jobs.claim(task_id, "t1", "worker-1", 3)
+    lease_runs_out(redis, task_id)
+    return task_id
+
+
+def ids(published):
+    return [sent.task_id for sent in published]
+
+
+def test_a_lost_job_is_queued_and_published_again(courier, services, published):
+    task_id = lost(services.jobs, services.redis)
+    courier.sweep()
+    assert services.jobs.get(task_id).phase is Phase.QUEUED
+    assert ids(published) == [task_id]
+    assert indexes(services.redis, task_id) == {"queued:gen.tiny", "deadlines"}
+
+
+def test_a_job_in_good_hands_is_left_alone(courier, jobs, published):
+    waiting, running = queued(jobs), queued(jobs)
+    jobs.claim(running, "t1", "worker-1", 3)
+    courier.sweep()
+    assert (jobs.get(waiting).phase, jobs.get(running).phase, published) == (Phase.QUEUED, Phase.STARTING, [])
+
+
+def test_a_job_whose_publishing_was_never_confirmed_is_published_again_after_a_while(courier, services, published):
+    new = job()
+    services.jobs.create(new)
+    courier.sweep()
+    assert published == []
+    services.redis.zadd("jobs:unconfirmed", {new.task_id: services.jobs.now() - 31})
+    courier.sweep()
+    courier.sweep()
+    assert ids(published) == [new.task_id]
+
+
+def test_a_job_whose_picture_has_arrived_is_started(courier, services, published):
+    task_id = queued(services.jobs, waits=True)
+    services.storage.put(input_name(task_id), picture(), "image/png")
+    courier.sweep()
+    assert services.jobs.get(task_id).phase is Phase.QUEUED
+    assert ids(published) == [task_id]
+
+
+def test_a_job_whose_picture_may_still_come_waits(courier, jobs, published):
+    task_id = queued(jobs, waits=True)
+    courier.sweep()
+    assert (jobs.get(task_id).phase, published) == (Phase.AWAITING_UPLOAD, [])
+
+
+def test_a_job_whose_picture_never_came_fails(courier, services):
+    task_id = queued(services.jobs, waits=True)
+    pass_time(services.redis, task_id, "upload_expires_at", "uploads")
+    courier.sweep()
+    ended = services.jobs.get(task_id)
+    assert (ended.status, ended.error["code"]) == (Status.FAILED, "upload_expired")
+
+
+def test_a_picture_that_came_in_the_last_moment_counts(courier, services, published):
+    task_id = queued(services.jobs, waits=True)
+    services.storage.put(input_name(task_id), picture(), "image/png")
+    pass_time(services.redis, task_id, "upload_expires_at", "uploads")
+    courier.sweep()
+    assert (services.jobs.get(task_id).phase, len(published)) == (Phase.QUEUED, 1)
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_a_job_past_its_deadline_fails_and_is_not_published(courier, services, published, claimed):
+    task_id = lost(services.jobs, services.redis) if claimed else queued(services.jobs)
+    deadline_passes(services.redis, task_id)
+    courier.sweep()
+    ended = services.jobs.get(task_id)
+    assert (ended.status, ended.error["code"], published) == (Status.FAILED, "deadline_exceeded", [])
+    assert indexes(services.redis, task_id) == set()
+
+
+@pytest.mark.parametrize("index", ["leases", "deadlines", "uploads", "unconfirmed"])
+def test_an_id_whose_record_is_gone_is_forgotten(courier, services, index):
+    services.redis.zadd(f"jobs:{index}", {"ghost": 1})
+    courier.sweep()
+    courier.sweep()
+    assert indexes(services.redis, "ghost") == set()
+
+
+def test_one_job_that_cannot_be_moved_does_not_hold_up_the_others(courier, services, published):
+    broken, good = lost(services.jobs, services.redis), lost(services.jobs, services.redis)
+    services.redis.hset(f"job:{broken}", "params", "no JSON")
+    services.redis.zadd("jobs:leases", {broken: 0})
+    courier.sweep()
+    assert ids(published) == [good]
+
+
+def test_an_outage_of_the_broker_ends_the_sweep_and_loses_nothing(services, published):
+    def refuse(job):
+        raise BrokerUnavailable
+
+    task_id = lost(services.jobs, services.redis)
+    Courier(dataclasses.replace(services, publish=refuse)).sweep_if_first()
+    assert services.jobs.get(task_id).phase is Phase.QUEUED
+    services.redis.zadd("jobs:unconfirmed", {task_id: 1})
+    Courier(services).sweep()
+    assert ids(published) == [task_id]
+
+
+def test_an_outage_of_the_store_does_not_end_the_courier(services, settings):
+    away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    from app.services import build
+
+    Courier(build(away, "courier")).sweep_if_first()
+
+
+def test_two_sweeps_at_once_publish_each_job_once(services, published):
+    task_ids = {lost(services.jobs, services.redis) for _ in range(20)}
+    start = threading.Barrier(4)
+
+    def sweep():
+        start.wait(10)
+        Courier(services).sweep()
+
+    threads = [threading.Thread(target=sweep) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(ids(published)) == sorted(task_ids)
+
+
+def test_one_courier_of_several_sweeps(services, published):
+    first, second = Courier(services), Courier(services)
+    first.sweep_if_first()
+    lost(services.jobs, services.redis)
+    second.sweep_if_first()
+    assert published == []

@@ -1,0 +1,41 @@
+"""The documents say what the code does."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app import settings
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_table_of_settings_is_the_one_in_the_code():
+    assert settings.table() in (ROOT / "config/README.md").read_text()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "config/README.md", "docs/jobs.md"])
+def test_every_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
+    assert [link for link in links if "://" not in link and not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_every_module_has_its_place_in_the_picture_of_the_house():
+    picture = (ROOT / "CONTRIBUTING.md").read_text()
+    modules = {path.name for path in (ROOT / "app").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert sorted(name for name in modules if name not in picture) == []
+
+
+def test_the_readme_names_only_roles_that_there_are():
+    roles = set(re.findall(r"python -m app (\w+)", (ROOT / "README.md").read_text()))
+    told = subprocess.run([sys.executable, "-m", "app", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert roles
+    assert [role for role in roles if f"\n  {role} " not in told.stdout] == []
+
+
+def test_the_readme_names_only_scripts_that_can_be_run():
+    scripts = set(re.findall(r"^script/\S+", (ROOT / "README.md").read_text(), re.MULTILINE))
+    assert scripts >= {"script/server", "script/test"}
+    assert [script for script in scripts if not (ROOT / script).stat().st_mode & 0o111] == []

@@ -1,0 +1,148 @@
+"""Record, then publish, then undo on failure; and the three ways in which a waiting job starts."""
+
+import dataclasses
+
+import pytest
+
+from app.errors import BrokerUnavailable, InputMissing, InvalidRequest, TaskNotFound, UnknownModelVersion
+from app.intake import Intake, input_name
+from app.jobs import Phase, Status
+from app.schemas import GenerateRequest
+from tests.things import indexes, picture
+
+
+@pytest.fixture
+def intake(services):
+    return Intake(services)
+
+
+@pytest.fixture
+def broken(services):
+    """An intake whose broker takes nothing."""
+
+    def refuse(job):
+        raise BrokerUnavailable
+
+    return Intake(dataclasses.replace(services, publish=refuse))
+
+
+def submit(intake, **fields):
+    return intake.submit(GenerateRequest(prompt="a red star", **fields))
+
+
+def test_an_accepted_job_is_on_record_published_once_and_confirmed(intake, services, published):
+    job, upload = submit(intake)
+    assert upload is None
+    assert services.jobs.get(job.task_id) == job
+    assert [sent.task_id for sent in published] == [job.task_id]
+    assert indexes(services.redis, job.task_id) == {"queued:gen.tiny", "deadlines"}
+
+
+def test_the_record_stands_before_the_message_goes_out(services):
+    seen = []
+    watching = dataclasses.replace(services, publish=lambda job: seen.append(services.jobs.get(job.task_id).phase))
+    submit(Intake(watching))
+    assert seen == [Phase.QUEUED]
+
+
+def test_a_job_that_the_broker_does_not_take_leaves_nothing_behind(broken, services):
+    with pytest.raises(BrokerUnavailable):
+        submit(broken)
+    [key] = services.redis.keys("job:*")
+    with pytest.raises(TaskNotFound):
+        services.jobs.get(key.removeprefix("job:"))
+    assert services.redis.keys("jobs:*") == []
+
+
+def test_a_web_process_that_dies_before_it_publishes_leaves_the_job_to_the_sweep(services):
+    def die(job):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        submit(Intake(dataclasses.replace(services, publish=die)))
+    assert len(services.jobs.due("unconfirmed")) == 1
+
+
+def test_settings_and_the_model_fill_in_what_the_request_left_out(intake, settings):
+    job, _ = submit(intake)
+    assert (job.queue, job.params.model_version, job.params.width) == ("gen.tiny", "tiny-scenes-1", 96)
+    assert (job.deadline_seconds, job.max_attempts) == (settings.deadline, settings.max_attempts)
+
+
+def test_the_request_decides_what_it_names(intake):
+    job, _ = submit(intake, deadline_seconds=60, client_ref="mine", width=64)
+    assert (job.deadline_seconds, job.client_ref, job.params.width) == (60, "mine", 64)
+
+
+def test_an_unknown_model_is_refused_before_anything_is_written(intake, services):
+    with pytest.raises(UnknownModelVersion):
+        submit(intake, model_version="nobody-1")
+    assert services.redis.keys("*") == []
+
+
+@pytest.mark.parametrize("url", ["https://example.org/cat.png", "file:///etc/passwd", "{storage}/../secret.png"])
+def test_an_input_from_any_other_place_is_refused_before_anything_is_written(intake, services, settings, url):
+    with pytest.raises(InvalidRequest, match="input_url"):
+        submit(intake, input_url=url.format(storage=settings.storage_url))
+    assert services.redis.keys("*") == []
+
+
+def test_an_input_of_our_own_bucket_is_queued_at_once(intake, settings, published):
+    job, upload = submit(intake, input_url=f"{settings.storage_url}/output/earlier.png")
+    assert (job.phase, upload, len(published)) == (Phase.QUEUED, None, 1)
+
+
+def test_a_job_with_an_input_to_come_waits_and_is_not_published(intake, services, settings, published):
+    job, upload = submit(intake, input_image=True)
+    assert (job.phase, upload.method, published) == (Phase.AWAITING_UPLOAD, "PUT", [])
+    assert job.params.input_url == services.storage.url_of(input_name(job.task_id))
+    assert job.upload_expires_at == pytest.approx(services.jobs.now() + settings.upload_ttl, abs=2)
+
+
+def test_start_is_refused_while_no_picture_is_there(intake, published):
+    job, _ = submit(intake, input_image=True)
+    with pytest.raises(InputMissing):
+        intake.start(job)
+    assert published == []
+
+
+def test_start_queues_the_job_once_the_picture_is_there(intake, services, published):
+    job, _ = submit(intake, input_image=True)
+    services.storage.put(input_name(job.task_id), picture(), "image/png")
+    assert intake.start(job).phase is Phase.QUEUED
+    assert [sent.task_id for sent in published] == [job.task_id]
+    assert services.jobs.due("unconfirmed") == []
+
+
+def test_a_job_that_several_start_at_once_is_published_once(intake, services, published):
+    job, _ = submit(intake, input_image=True)
+    services.storage.put(input_name(job.task_id), picture(), "image/png")
+    assert [intake.start_if_uploaded(job), intake.start_if_uploaded(job)] == [True, True]
+    assert intake.start(job).phase is Phase.QUEUED
+    assert len(published) == 1
+
+
+def test_a_started_job_that_the_broker_does_not_take_stays_for_the_sweep(intake, broken, services):
+    job, _ = submit(intake, input_image=True)
+    services.storage.put(input_name(job.task_id), picture(), "image/png")
+    assert broken.start(job).phase is Phase.QUEUED
+    assert services.jobs.due("unconfirmed") == [job.task_id]
+
+
+def test_a_picture_larger_than_promised_ends_the_job_whoever_sees_it(services, published):
+    small = dataclasses.replace(services, settings=services.settings.model_copy(update={"upload_max_bytes": 10}))
+    intake = Intake(small)
+    job, _ = submit(intake, input_image=True)
+    services.storage.put(input_name(job.task_id), picture(), "image/png")
+    assert [intake.start_if_uploaded(job), intake.start_if_uploaded(job)] == [True, True]
+    ended = services.jobs.get(job.task_id)
+    assert (ended.status, ended.error["code"], published) == (Status.FAILED, "input_invalid", [])
+
+
+def test_what_is_no_longer_queued_is_not_published_again_but_confirmed(intake, services, published):
+    job, _ = submit(intake)
+    published.clear()
+    services.redis.zadd("jobs:unconfirmed", {job.task_id: 1})
+    services.jobs.claim(job.task_id, "t1", "worker-1", 3)
+    intake.publish_again(job.task_id)
+    assert (published, services.jobs.due("unconfirmed")) == ([], [])

@@ -1,0 +1,423 @@
+"""Every move of jobs.lua, allowed and refused."""
+
+import dataclasses
+import json
+from contextlib import suppress
+from itertools import product
+
+import pytest
+
+from app.errors import (
+    ClaimLost,
+    DeadlineExceeded,
+    Internal,
+    InvalidTransition,
+    StoreUnavailable,
+    TaskExpired,
+    TaskNotFound,
+)
+from app.jobs import EVENTS, TRANSITIONS, Job, JobStore, Phase, Status
+from app.services import make_redis
+from tests.stack import until
+from tests.things import deadline_passes, indexes, job, lease_runs_out
+
+RESULT = {"images": "[]", "metrics": "{}", "worker_version": "1"}
+
+
+@pytest.fixture
+def jobs(services):
+    return services.jobs
+
+
+@pytest.fixture
+def redis(services):
+    return services.redis
+
+
+def claim(jobs, task_id, token="t1", owner="worker-1", max_attempts=3):
+    return jobs.claim(task_id, token, owner, max_attempts)
+
+
+def reach(jobs, phase):
+    """The id of a job that has come to this phase under token t1."""
+    new = job(waits=phase is Phase.AWAITING_UPLOAD)
+    jobs.create(new)
+    if phase in (Phase.STARTING, Phase.RUNNING, Phase.UPLOADING, Phase.DONE):
+        claim(jobs, new.task_id)
+    if phase in (Phase.RUNNING, Phase.UPLOADING, Phase.DONE):
+        jobs.advance(new.task_id, "t1", Phase.RUNNING)
+    if phase in (Phase.UPLOADING, Phase.DONE):
+        jobs.advance(new.task_id, "t1", Phase.UPLOADING)
+    if phase is Phase.DONE:
+        jobs.succeed(new.task_id, "t1", RESULT)
+    assert jobs.get(new.task_id).phase is phase
+    return new.task_id
+
+
+# Every call that leads to a phase.
+WAYS = {
+    Phase.AWAITING_UPLOAD: [lambda jobs, i: jobs.advance(i, "t1", Phase.AWAITING_UPLOAD)],
+    Phase.QUEUED: [lambda jobs, i: jobs.queue(i), lambda jobs, i: jobs.release(i, "t1")],
+    Phase.STARTING: [lambda jobs, i: claim(jobs, i, "t2"), lambda jobs, i: jobs.advance(i, "t1", Phase.STARTING)],
+    Phase.RUNNING: [lambda jobs, i: jobs.advance(i, "t1", Phase.RUNNING)],
+    Phase.UPLOADING: [lambda jobs, i: jobs.advance(i, "t1", Phase.UPLOADING)],
+    Phase.DONE: [lambda jobs, i: jobs.fail(i, Internal("over"))],
+}
+PAIRS = [(old, new) for old, new in product(Phase, Phase) if old is not new]
+
+
+@pytest.mark.parametrize(("old", "new"), PAIRS)
+def test_a_job_moves_exactly_as_the_table_of_transitions_says(jobs, old, new):
+    task_id = reach(jobs, old)
+    for way in WAYS[new]:
+        with suppress(ClaimLost, InvalidTransition):
+            way(jobs, task_id)
+        if jobs.get(task_id).phase is not old:
+            break
+    assert jobs.get(task_id).phase is (new if new in TRANSITIONS[old] else old)
+
+
+def test_a_move_that_the_table_does_not_hold_is_a_mistake_and_says_so(jobs):
+    with pytest.raises(InvalidTransition, match="STARTING"):
+        jobs.advance(reach(jobs, Phase.STARTING), "t1", Phase.UPLOADING)
+
+
+def test_only_the_last_phase_is_terminal_and_it_leads_nowhere():
+    assert [phase for phase in Phase if phase.is_terminal] == [Phase.DONE]
+    assert TRANSITIONS[Phase.DONE] == frozenset()
+    assert set(TRANSITIONS) == set(Phase)
+
+
+def test_a_record_holds_everything_that_the_job_said(jobs):
+    new = job(prompt="où est 🦊?", client_ref="mine", deadline_seconds=60, max_attempts=2)
+    assert jobs.create(new)
+    stored = jobs.get(new.task_id)
+    assert (stored.params, stored.queue, stored.client_ref) == (new.params, new.queue, "mine")
+    assert (stored.phase, stored.status, stored.attempt, stored.max_attempts) == (Phase.QUEUED, Status.PENDING, 0, 2)
+    assert stored.deadline_at == pytest.approx(stored.created_at + 60, abs=0.01)
+
+
+def test_a_message_makes_the_same_job_again():
+    new = job(prompt="où est 🦊?", client_ref="mine", deadline_seconds=60, input_url="file:///x/input/1")
+    assert Job.from_message(json.loads(json.dumps(new.message()))) == new
+
+
+def test_an_id_is_taken_once(jobs):
+    new = job()
+    assert jobs.create(new)
+    assert not jobs.create(dataclasses.replace(new, queue="other"))
+    assert jobs.get(new.task_id).queue == new.queue
+
+
+def test_an_unknown_id_is_not_found(jobs):
+    with pytest.raises(TaskNotFound):
+        jobs.get("nothing")
+
+
+def test_a_task_whose_keeping_is_over_is_told_as_expired(services):
+    jobs = JobStore(services.redis, result_ttl=0, lease=15)
+    new = job()
+    jobs.create(new)
+    jobs.fail(new.task_id, Internal("over"))
+    with pytest.raises(TaskExpired):
+        jobs.get(new.task_id)
+
+
+def test_a_finished_record_leaves_redis_a_day_after_its_result(jobs, redis, settings):
+    task_id = reach(jobs, Phase.DONE)
+    assert redis.ttl(f"job:{task_id}") == pytest.approx(settings.result_ttl + 86400, abs=5)
+    assert jobs.get(task_id).expires_at == pytest.approx(jobs.now() + settings.result_ttl, abs=5)
+
+
+def test_a_job_that_is_not_done_never_leaves_redis(jobs, redis):
+    assert [redis.ttl(f"job:{reach(jobs, p)}") for p in Phase if not p.is_terminal] == [-1] * 5
+
+
+def test_a_claim_names_owner_attempt_and_lease(jobs, redis):
+    task_id = reach(jobs, Phase.QUEUED)
+    answer = claim(jobs, task_id)
+    assert (answer.verdict, answer.job.attempt, answer.job.phase) == ("claimed", 1, Phase.STARTING)
+    assert answer.job.attempts[0]["owner"] == "worker-1"
+    assert redis.zscore("jobs:leases", task_id) == pytest.approx(jobs.now() + 15, abs=1)
+
+
+def test_a_second_worker_cannot_claim_a_job_whose_lease_is_live(jobs):
+    task_id = reach(jobs, Phase.RUNNING)
+    assert claim(jobs, task_id, "t2", "worker-2").verdict == "held"
+    jobs.renew(task_id, "t1")
+    assert jobs.get(task_id).attempt == 1
+
+
+def test_a_second_worker_takes_over_when_the_lease_has_run_out(services):
+    jobs = JobStore(services.redis, result_ttl=60, lease=0.05)
+    task_id = reach(jobs, Phase.STARTING)
+    taken = until(lambda: claim(services.jobs, task_id, "t2", "worker-2").job, 5, "the lease runs out")
+    assert (taken.attempt, taken.attempts[0]["ended"]) == (2, "lease_expired")
+    with pytest.raises(ClaimLost):
+        jobs.renew(task_id, "t1")
+
+
+def test_a_worker_that_asks_again_after_a_lost_answer_has_its_claim_once(jobs):
+    task_id = reach(jobs, Phase.QUEUED)
+    first, again = claim(jobs, task_id), claim(jobs, task_id)
+    assert again.verdict == "claimed"
+    assert first.job.attempt == again.job.attempt == 1
+
+
+@pytest.mark.parametrize(
+    ("phase", "verdict"), [(Phase.AWAITING_UPLOAD, "waiting"), (Phase.DONE, "done"), (Phase.RUNNING, "held")]
+)
+def test_a_job_that_is_not_queued_cannot_be_claimed(jobs, phase, verdict):
+    answer = claim(jobs, reach(jobs, phase), "t2")
+    assert (answer.verdict, answer.job) == (verdict, None)
+
+
+def test_a_job_without_a_record_is_missing(jobs):
+    assert claim(jobs, "nothing").verdict == "missing"
+
+
+def test_a_job_past_its_deadline_cannot_be_claimed(jobs, redis):
+    task_id = reach(jobs, Phase.QUEUED)
+    deadline_passes(redis, task_id)
+    assert claim(jobs, task_id).verdict == "overdue"
+    assert jobs.get(task_id).phase is Phase.QUEUED
+
+
+def test_a_job_cannot_be_claimed_after_its_last_attempt(jobs, redis):
+    task_id = reach(jobs, Phase.QUEUED)
+    for attempt in range(3):
+        assert claim(jobs, task_id, f"t{attempt}").verdict == "claimed"
+        lease_runs_out(redis, task_id)
+    assert claim(jobs, task_id, "t4").verdict == "exhausted"
+    assert jobs.get(task_id).attempt == 3
+
+
+def test_a_released_attempt_is_not_counted(jobs):
+    task_id = reach(jobs, Phase.RUNNING)
+    jobs.release(task_id, "t1")
+    stored = jobs.get(task_id)
+    assert (stored.phase, stored.attempt, stored.attempts[0]["ended"]) == (Phase.QUEUED, 0, "released")
+    assert claim(jobs, task_id, "t2").job.attempt == 1
+
+
+def test_a_lost_attempt_is_counted(jobs, redis):
+    task_id = reach(jobs, Phase.RUNNING)
+    lease_runs_out(redis, task_id)
+    assert jobs.requeue(task_id)
+    assert jobs.get(task_id).attempts[0]["ended"] == "lease_expired"
+    assert claim(jobs, task_id, "t2").job.attempt == 2
+
+
+def test_a_live_lease_is_not_taken_away(jobs):
+    task_id = reach(jobs, Phase.RUNNING)
+    assert not jobs.requeue(task_id)
+    assert jobs.get(task_id).phase is Phase.RUNNING
+
+
+def test_one_caller_alone_learns_that_it_took_the_job_back(jobs, redis):
+    task_id = reach(jobs, Phase.RUNNING)
+    lease_runs_out(redis, task_id)
+    assert [jobs.requeue(task_id), jobs.requeue(task_id)] == [True, False]
+
+
+def test_one_caller_alone_learns_that_it_queued_the_job(jobs):
+    task_id = reach(jobs, Phase.AWAITING_UPLOAD)
+    assert [jobs.queue(task_id), jobs.queue(task_id)] == [True, False]
+
+
+def test_a_step_renews_the_lease_and_tells_how_far_the_work_is(jobs, redis):
+    task_id = reach(jobs, Phase.RUNNING)
+    lease_runs_out(redis, task_id)
+    jobs.renew(task_id, "t1", 3, 20)
+    stored = jobs.get(task_id)
+    assert (stored.step, stored.steps) == (3, 20)
+    assert jobs.due("leases") == []
+
+
+def test_the_progress_of_a_lost_attempt_is_forgotten(jobs, redis):
+    task_id = reach(jobs, Phase.RUNNING)
+    jobs.renew(task_id, "t1", 3, 20)
+    lease_runs_out(redis, task_id)
+    assert claim(jobs, task_id, "t2").job.step == 0
+
+
+@pytest.mark.parametrize("token", ["t2", "none", ""])
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda jobs, i, token: jobs.renew(i, token),
+        lambda jobs, i, token: jobs.advance(i, token, Phase.UPLOADING),
+        lambda jobs, i, token: jobs.release(i, token),
+    ],
+    ids=["renew", "advance", "release"],
+)
+def test_without_the_current_token_nothing_moves(jobs, move, token):
+    task_id = reach(jobs, Phase.RUNNING)
+    before = jobs.get(task_id)
+    with pytest.raises(ClaimLost):
+        move(jobs, task_id, token)
+    assert jobs.get(task_id) == before
+
+
+@pytest.mark.parametrize("phase", [Phase.AWAITING_UPLOAD, Phase.QUEUED])
+def test_the_token_of_a_job_that_nobody_holds_opens_nothing(jobs, phase):
+    task_id = reach(jobs, phase)
+    with pytest.raises(ClaimLost):
+        jobs.succeed(task_id, "none", RESULT)
+    assert jobs.get(task_id).status is Status.PENDING
+
+
+def test_a_worker_that_was_given_up_on_cannot_overwrite_the_other_result(jobs, redis):
+    task_id = reach(jobs, Phase.UPLOADING)
+    lease_runs_out(redis, task_id)
+    claim(jobs, task_id, "t2")
+    with pytest.raises(ClaimLost):
+        jobs.succeed(task_id, "t1", {**RESULT, "worker_version": "slow"})
+    jobs.succeed(task_id, "t2", RESULT)
+    with pytest.raises(ClaimLost):
+        jobs.fail(task_id, Internal("late"), "t1")
+    assert (jobs.get(task_id).status, jobs.get(task_id).worker_version) == (Status.SUCCEEDED, "1")
+
+
+def test_a_worker_that_says_the_end_again_after_a_lost_answer_is_told_that_it_was_heard(jobs):
+    task_id = reach(jobs, Phase.DONE)
+    before = jobs.get(task_id)
+    jobs.succeed(task_id, "t1", {**RESULT, "worker_version": "2"})
+    assert jobs.get(task_id) == before
+
+
+def test_a_worker_whose_job_was_ended_over_its_head_is_told_that_its_result_was_not_taken(jobs):
+    task_id = reach(jobs, Phase.UPLOADING)
+    jobs.fail(task_id, DeadlineExceeded("too late"))
+    with pytest.raises(ClaimLost):
+        jobs.succeed(task_id, "t1", RESULT)
+    assert jobs.get(task_id).error["code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize("phase", [phase for phase in Phase if not phase.is_terminal])
+def test_a_job_can_be_ended_over_its_owners_head_in_every_phase(jobs, redis, phase):
+    task_id = reach(jobs, phase)
+    jobs.fail(task_id, DeadlineExceeded("too late"))
+    stored = jobs.get(task_id)
+    assert (stored.status, stored.phase, stored.finished_at > 0) == (Status.FAILED, Phase.DONE, True)
+    assert stored.error == {"code": "deadline_exceeded", "message": "too late", "retryable": True}
+    assert indexes(redis, task_id) == set()
+
+
+def test_the_first_end_is_the_end(jobs):
+    task_id = reach(jobs, Phase.DONE)
+    with pytest.raises(ClaimLost):
+        jobs.fail(task_id, Internal("late"))
+    assert jobs.get(task_id).error is None
+
+
+def test_a_job_without_a_record_cannot_be_ended(jobs, redis):
+    with pytest.raises(ClaimLost):
+        jobs.fail("nothing", Internal("over"))
+    assert not redis.exists("job:nothing")
+
+
+EXPECTED_INDEXES = {
+    Phase.AWAITING_UPLOAD: {"uploads", "deadlines"},
+    Phase.QUEUED: {"queued:gen.tiny", "unconfirmed", "deadlines"},
+    Phase.STARTING: {"leases", "deadlines"},
+    Phase.RUNNING: {"leases", "deadlines"},
+    Phase.UPLOADING: {"leases", "deadlines"},
+    Phase.DONE: set(),
+}
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_each_phase_is_found_in_its_own_indexes_and_in_no_other(jobs, redis, phase):
+    assert indexes(redis, reach(jobs, phase)) == EXPECTED_INDEXES[phase]
+
+
+def test_what_killed_its_workers_is_kept_in_quarantine(jobs, redis):
+    task_id = reach(jobs, Phase.QUEUED)
+    jobs.fail(task_id, Internal("over"), quarantine=True)
+    assert indexes(redis, task_id) == {"quarantine"}
+
+
+def test_a_confirmed_job_need_not_be_published_again(jobs, redis):
+    task_id = reach(jobs, Phase.QUEUED)
+    assert jobs.due("unconfirmed") == [task_id]
+    jobs.confirm(task_id)
+    assert indexes(redis, task_id) == {"queued:gen.tiny", "deadlines"}
+
+
+def test_a_discarded_job_is_not_found_and_a_stray_message_has_nothing_to_do(jobs, redis):
+    task_id = reach(jobs, Phase.QUEUED)
+    jobs.discard(task_id)
+    with pytest.raises(TaskNotFound):
+        jobs.get(task_id)
+    assert claim(jobs, task_id).verdict == "done"
+    assert indexes(redis, task_id) == set()
+    assert 0 < redis.ttl(f"job:{task_id}") <= 3600
+
+
+def test_a_job_that_a_worker_already_has_is_not_discarded(jobs):
+    task_id = reach(jobs, Phase.STARTING)
+    jobs.discard(task_id)
+    assert jobs.get(task_id).phase is Phase.STARTING
+
+
+def test_an_id_whose_record_is_gone_is_forgotten_and_any_other_kept(jobs, redis):
+    lost, kept = reach(jobs, Phase.RUNNING), reach(jobs, Phase.RUNNING)
+    redis.delete(f"job:{lost}")
+    jobs.forget(lost)
+    jobs.forget(kept)
+    assert indexes(redis, lost) == set()
+    assert indexes(redis, kept) == {"leases", "deadlines"}
+
+
+def test_due_holds_what_is_older_and_the_oldest_first(jobs, redis):
+    redis.zadd("jobs:leases", {"new": jobs.now() - 5, "old": jobs.now() - 50, "coming": jobs.now() + 50})
+    assert jobs.due("leases") == ["old", "new"]
+    assert jobs.due("leases", older_than=20) == ["old"]
+    assert jobs.due("leases", limit=1) == ["old"]
+
+
+def test_the_upload_that_ends_first_is_looked_at_first(jobs):
+    late, soon = job(waits=True, upload_seconds=900), job(waits=True, upload_seconds=5)
+    jobs.create(late)
+    jobs.create(soon)
+    assert jobs.waiting_uploads() == [soon.task_id, late.task_id]
+    assert jobs.get(soon.task_id).upload_expires_at == pytest.approx(jobs.now() + 5, abs=1)
+
+
+def test_a_queue_counts_its_own_jobs_in_their_order(jobs):
+    first, second, other = job(), job(), job(queue="gen.big")
+    for new in (first, second, other):
+        jobs.create(new)
+        until(lambda created=jobs.now(): jobs.now() > created + 0.001, 1, "the next millisecond")
+    assert [jobs.queue_position(each) for each in (first, second, other)] == [0, 1, 0]
+    assert (jobs.queue_depth("gen.tiny"), jobs.queue_depth("gen.big")) == (2, 1)
+    assert claim(jobs, first.task_id).verdict == "claimed"
+    assert [jobs.queue_position(first), jobs.queue_position(second)] == [None, 0]
+
+
+def test_each_move_is_told_once_with_the_next_version(jobs, redis):
+    with redis.pubsub(ignore_subscribe_messages=True) as events:
+        events.subscribe(EVENTS)
+        task_id = reach(jobs, Phase.RUNNING)
+        jobs.renew(task_id, "t1", 1, 4)
+        jobs.fail(task_id, Internal("over"), "t1")
+        told = [json.loads(until(lambda: events.get_message(timeout=1), 5, "an event")["data"]) for _ in range(5)]
+    assert {event["task_id"] for event in told} == {task_id}
+    assert [event["version"] for event in told] == [1, 2, 3, 4, 5]
+    assert [event["phase"] for event in told] == ["QUEUED", "STARTING", "RUNNING", "RUNNING", "DONE"]
+    assert (told[3]["step"], told[3]["steps"], told[4]["status"]) == (1, 4, "FAILED")
+
+
+def test_a_lock_has_one_holder_and_ends_by_itself(jobs):
+    assert jobs.lock("sweep", 0.05)
+    assert not jobs.lock("sweep", 0.05)
+    assert until(lambda: jobs.lock("sweep", 1), 5, "the lock ends")
+
+
+def test_a_store_that_does_not_answer_is_told_as_such(settings):
+    away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    jobs = JobStore(make_redis(away, "web"), result_ttl=60, lease=15)
+    for ask in (jobs.ping, jobs.now, lambda: jobs.get("x"), lambda: jobs.create(job()), lambda: claim(jobs, "x")):
+        with pytest.raises(StoreUnavailable):
+            ask()

@@ -1,0 +1,481 @@
+"""Every endpoint over WSGI: what it answers, and every refusal as a problem document with its code."""
+
+import dataclasses
+import json
+import re
+import threading
+from urllib.parse import urlsplit
+
+import pytest
+from jsonschema_rs import validator_for
+from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
+
+from app import __version__
+from app.errors import BrokerUnavailable, Internal
+from app.generate import output_name
+from app.jobs import JobStore
+from app.services import build
+from app.storage import StorageUnavailable
+from app.web import create_app
+from app.workers import WorkerState
+from tests.things import PARAMS, job, picture
+
+IMAGE = {"index": 0, "seed": 42, "sha256": "0" * 64, "bytes": 1, "width": 64, "height": 64}
+
+
+def finished(services, **changes):
+    """The id of a job that succeeded, its pictures in the store."""
+    new = job(**changes)
+    services.jobs.create(new)
+    services.jobs.claim(new.task_id, "t1", "worker-1", 3)
+    names = [output_name(new.task_id, index) for index in range(new.params.num_images)]
+    for name in names:
+        services.storage.put(name, picture(), "image/png")
+    images = [{**IMAGE, "index": index, "name": name} for index, name in enumerate(names)]
+    for phase in ("RUNNING", "UPLOADING"):
+        services.jobs.advance(new.task_id, "t1", phase)
+    services.jobs.succeed(new.task_id, "t1", {"images": json.dumps(images), "metrics": '{"inference_ms": 9}'})
+    return new.task_id
+
+
+def queued(services, **changes):
+    new = job(**changes)
+    services.jobs.create(new)
+    return new.task_id
+
+
+def assert_problem(answer, status, code):
+    """A problem document, valid by the API's own description, with this code."""
+    assert answer.status_code == status, answer.text
+    assert answer.content_type == "application/problem+json"
+    assert (answer.json["status"], answer.json["code"], answer.json["type"]) == (status, code, "about:blank")
+    assert answer.json["trace_id"] == answer.headers["X-Request-ID"]
+    assert set(answer.json) == {"type", "title", "status", "detail", "instance", "code", "trace_id", "errors"}
+    return answer.json
+
+
+def local(url):
+    """A signed URL as a path for the test client."""
+    return urlsplit(url).path
+
+
+# ---- POST /generate
+
+
+def test_generate_gives_a_ticket_and_queues_the_job(client, published):
+    answer = client.post("/generate", json={"prompt": "a red star"})
+    task = answer.json
+    assert (answer.status_code, task["status"], task["phase"]) == (202, "PENDING", "QUEUED")
+    assert (task["upload_url"], task["image_url"], task["queue_position"]) == (None, None, 0)
+    assert answer.headers["Location"] == task["urls"]["self"] == f"/tasks/{task['task_id']}"
+    assert answer.headers["Retry-After"] == "1"
+    assert [job.task_id for job in published] == [task["task_id"]]
+
+
+def test_generate_tells_the_seed_that_it_drew(client):
+    seeds = {client.post("/generate", json={"prompt": "a red star"}).json["seed"] for _ in range(5)}
+    assert len(seeds) > 1
+
+
+def test_generate_gives_back_what_was_asked(client):
+    asked = {name: value for name, value in PARAMS.items() if name != "output_format"}
+    task = client.post("/generate", json={**asked, "client_ref": "mine"}).json
+    told = {**task["params"], "seed": task["seed"], "model_version": task["model_version"]}
+    assert {name: told[name] for name in asked} == asked
+    assert task["client_ref"] == "mine"
+
+
+def test_a_task_with_an_input_to_come_says_how_to_bring_it(client, settings, published):
+    task = client.post("/generate", json={"prompt": "a red star", "input_image": True}).json
+    assert (task["phase"], task["upload_method"], task["upload_headers"]) == ("AWAITING_UPLOAD", "PUT", {})
+    assert (task["upload_max_bytes"], task["upload_expires_at"] > task["created_at"]) == (settings.upload_max_bytes, True)
+    assert task["urls"]["start"] == f"/tasks/{task['task_id']}/start"
+    assert published == []
+
+
+def test_the_simplest_client_is_served_after_one_put(client, published):
+    """It knows upload_url and GET /tasks/{id}, and never calls start."""
+    task = client.post("/generate", json={"prompt": "a red star", "input_image": True}).json
+    assert client.get(f"/tasks/{task['task_id']}").json["phase"] == "AWAITING_UPLOAD"
+    assert client.put(local(task["upload_url"]), data=picture()).status_code == 200
+    assert client.get(f"/tasks/{task['task_id']}").json["phase"] == "QUEUED"
+    assert len(published) == 1
+
+
+def test_start_is_refused_before_the_put_and_does_nothing_the_second_time(client, published):
+    task = client.post("/generate", json={"prompt": "a red star", "input_image": True}).json
+    path = f"/tasks/{task['task_id']}/start"
+    early = client.post(path)
+    assert_problem(early, 409, "input_missing")
+    assert early.headers["Retry-After"]
+    client.put(local(task["upload_url"]), data=picture())
+    assert [client.post(path).status_code for _ in range(2)] == [202, 202]
+    assert len(published) == 1
+
+
+@pytest.mark.parametrize("body", ["", "{", '{"prompt": "a"', "\xff", "[" * 50_000, '{"seed": ' + "9" * 5000 + "}"])
+def test_what_is_no_json_is_a_bad_request(client, body):
+    answer = client.post("/generate", data=body.encode("latin-1"), content_type="application/json")
+    assert_problem(answer, 400, "invalid_request")
+
+
+@pytest.mark.parametrize("body", ["[]", "null", "7", '"text"', json.dumps('{"prompt": "a"}'), '"\\ud800"'])
+def test_json_that_is_no_object_is_a_bad_request(client, published, body):
+    answer = client.post("/generate", data=body, content_type="application/json")
+    assert_problem(answer, 400, "invalid_request")
+    assert published == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("prompt", ""), ("prompt", "\ud800"), ("seed", "7"), ("widht", 64), ("width", 63), ("num_images", 9),
+     ("guidance_scale", float("nan")), ("prompt", None), ("\ud800", 1), ("input_url", "https://example.org/x.png")],
+)  # fmt: skip
+def test_a_field_that_is_wrong_is_named(client, published, field, value):
+    answer = client.post("/generate", json={"prompt": "a", field: value})
+    errors = assert_problem(answer, 422, "invalid_request")["errors"]
+    assert [error["field"] for error in errors] == [field if field.isascii() else "body"]
+    assert published == []
+
+
+def test_a_prompt_is_never_repeated_in_a_refusal(client):
+    answer = client.post("/generate", json={"prompt": "secret" * 500, "negative_prompt": 7, "input_url": ["secret"]})
+    assert_problem(answer, 422, "invalid_request")
+    assert "secret" not in answer.text
+
+
+def test_an_unknown_model_is_refused_with_its_own_code(client):
+    answer = client.post("/generate", json={"prompt": "a", "model_version": "nobody-1"})
+    assert_problem(answer, 422, "unknown_model_version")
+    assert "tiny-scenes-1" in answer.json["detail"]
+
+
+def test_a_body_of_another_type_is_refused(client):
+    assert_problem(client.post("/generate", data={"prompt": "a"}), 415, "invalid_request")
+
+
+def test_a_body_that_is_too_large_is_refused(client):
+    answer = client.post("/generate", data=b" " * 70_000, content_type="application/json")
+    assert_problem(answer, 413, "invalid_request")
+
+
+def test_a_broker_that_is_away_is_told_and_nothing_is_left_behind(services):
+    def refuse(job):
+        raise BrokerUnavailable
+
+    client = create_app(dataclasses.replace(services, publish=refuse)).test_client()
+    answer = client.post("/generate", json={"prompt": "a red star"})
+    assert_problem(answer, 503, "broker_unavailable")
+    assert answer.headers["Retry-After"]
+    [key] = services.redis.keys("job:*")
+    assert_problem(client.get(key.replace("job:", "/tasks/")), 404, "task_not_found")
+
+
+# ---- GET /tasks/{id}
+
+
+def test_a_task_that_is_not_done_asks_to_come_again(client, services):
+    answer = client.get(f"/tasks/{queued(services)}")
+    assert (answer.status_code, answer.json["status"], answer.headers["Retry-After"]) == (200, "PENDING", "1")
+
+
+def test_a_running_task_tells_progress_and_attempt(client, services):
+    task_id = queued(services)
+    services.jobs.claim(task_id, "t1", "worker-1", 3)
+    services.jobs.renew(task_id, "t1", 3, 4)
+    task = client.get(f"/tasks/{task_id}").json
+    assert (task["phase"], task["attempt"], task["queue_position"]) == ("STARTING", 1, None)
+    assert task["progress"] == {"value": 0.75, "step": 3, "steps": 4}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", task["attempts"][0]["started_at"])
+
+
+def test_a_finished_task_tells_its_pictures_and_is_never_asked_again(client, services):
+    answer = client.get(f"/tasks/{finished(services, num_images=2)}")
+    task = answer.json
+    assert (task["status"], task["phase"], len(task["images"]), task["metrics"]) == (
+        "SUCCEEDED", "DONE", 2, {"inference_ms": 9},
+    )  # fmt: skip
+    assert task["image_url"] == task["images"][0]["url"]
+    assert "Retry-After" not in answer.headers
+    assert client.get(local(task["images"][1]["url"])).data == picture()
+
+
+def test_a_failed_task_tells_why(client, services):
+    task_id = queued(services)
+    services.jobs.fail(task_id, Internal("over"))
+    task = client.get(f"/tasks/{task_id}").json
+    assert (task["status"], task["image_url"]) == ("FAILED", None)
+    assert task["error"] == {"code": "internal", "message": "over", "retryable": True}
+
+
+def test_the_picture_comes_inline_when_asked_for(client, services):
+    import base64
+
+    task = client.get(f"/tasks/{finished(services)}?include=image").json
+    assert base64.b64decode(task["image_base64"]) == picture()
+    assert client.get(f"/tasks/{queued(services)}?include=image").json["image_base64"] is None
+
+
+@pytest.mark.parametrize("method", ["GET /tasks/nothing", "POST /tasks/nothing/start", "GET /tasks/nothing/image"])
+def test_an_unknown_task_is_not_found(client, method):
+    verb, path = method.split()
+    assert_problem(client.open(path, method=verb), 404, "task_not_found")
+
+
+def test_a_task_that_is_no_longer_kept_is_gone(client, services):
+    short = JobStore(services.redis, result_ttl=0, lease=15)
+    new = job()
+    short.create(new)
+    short.fail(new.task_id, Internal("over"))
+    for path in (f"/tasks/{new.task_id}", f"/tasks/{new.task_id}/image"):
+        assert_problem(client.get(path), 410, "task_expired")
+
+
+@pytest.mark.parametrize("query", ["wait=-1", "wait=61", "wait=nan", "wait=x", "include=all", "wiat=5"])
+def test_a_wrong_query_is_refused(client, services, query):
+    answer = client.get(f"/tasks/{queued(services)}?{query}")
+    errors = assert_problem(answer, 422, "invalid_request")["errors"]
+    assert [error["field"] for error in errors] == [query.partition("=")[0]]
+
+
+def test_a_waiting_client_has_its_answer_as_soon_as_the_task_is_done(client, services):
+    task_id = queued(services)
+    answers = []
+    waiter = threading.Thread(target=lambda: answers.append(client.get(f"/tasks/{task_id}?wait=60").json))
+    waiter.start()
+    services.jobs.fail(task_id, Internal("over"))
+    waiter.join(10)
+    assert [answer["status"] for answer in answers] == ["FAILED"]
+
+
+def test_a_waiting_client_has_its_answer_when_its_time_is_over(client, services):
+    assert client.get(f"/tasks/{queued(services)}?wait=0.05").json["status"] == "PENDING"
+
+
+# ---- pictures
+
+
+def test_the_image_redirects_to_a_url_that_gives_the_picture(client, services):
+    answer = client.get(f"/tasks/{finished(services)}/image")
+    assert answer.status_code == 302
+    got = client.get(local(answer.headers["Location"]))
+    assert (got.data, got.content_type) == (picture(), "image/png")
+
+
+def test_each_of_several_images_has_its_own_address(client, services):
+    task_id = finished(services, num_images=2)
+    places = [client.get(f"/tasks/{task_id}/images/{index}").headers["Location"] for index in (0, 1)]
+    assert [place.rpartition("/")[2] for place in places] == [f"{task_id}.png", f"{task_id}-1.png"]
+    assert_problem(client.get(f"/tasks/{task_id}/images/2"), 404, "task_not_found")
+    assert_problem(client.get(f"/tasks/{task_id}/images/101"), 422, "invalid_request")
+
+
+def test_there_is_no_picture_before_the_task_has_succeeded(client, services):
+    pending, failed = queued(services), queued(services)
+    services.jobs.fail(failed, Internal("over"))
+    early = client.get(f"/tasks/{pending}/image")
+    assert_problem(early, 409, "not_ready")
+    assert early.headers["Retry-After"]
+    assert_problem(client.get(f"/tasks/{failed}/image"), 409, "not_ready")
+
+
+# ---- models, health, documents
+
+
+def test_the_models_tell_limits_and_how_they_stand(client, services):
+    queued(services)
+    services.workers.announce(WorkerState("worker-1", "gen.tiny", "ready", ("tiny-scenes-1",)))
+    [model] = client.get("/models").json["models"]
+    assert (model["model_version"], model["default"], model["available"], model["queue_depth"]) == (
+        "tiny-scenes-1", True, True, 1,
+    )  # fmt: skip
+    assert model["limits"]["width"] >= model["defaults"]["width"]
+    assert client.get("/models/tiny-scenes-1").json == model
+
+
+def test_a_model_that_no_worker_serves_is_not_available(client):
+    assert [model["available"] for model in client.get("/models").json["models"]] == [False]
+
+
+def test_an_unknown_model_is_not_found(client):
+    assert_problem(client.get("/models/nobody-1"), 404, "model_not_found")
+
+
+def test_a_process_is_alive_whatever_it_reaches(away):
+    assert away.get("/healthz").json == {"status": "ok"}
+    assert away.get("/version").json == {"version": __version__}
+
+
+def test_a_process_is_ready_when_it_reaches_store_and_broker(services, client):
+    assert_problem(client.get("/readyz"), 503, "broker_unavailable")
+    reached = dataclasses.replace(services, check_broker=lambda: None)
+    assert create_app(reached).test_client().get("/readyz").json == {"status": "ok"}
+
+
+@pytest.fixture
+def away(settings):
+    """A client of a web process whose Redis is away."""
+    nowhere = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    return create_app(build(nowhere, "web")).test_client()
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [("POST", "/generate"), ("GET", "/tasks/x"), ("GET", "/tasks/x?wait=5"), ("POST", "/tasks/x/start"),
+     ("GET", "/tasks/x/image"), ("GET", "/models"), ("GET", "/models/tiny-scenes-1"), ("GET", "/readyz")],
+)  # fmt: skip
+def test_a_store_that_is_away_is_told_within_two_seconds(away, method, path):
+    import time
+
+    started = time.monotonic()
+    answer = away.open(path, method=method, json={"prompt": "a"} if path == "/generate" else None)
+    assert_problem(answer, 503, "store_unavailable")
+    assert answer.headers["Retry-After"]
+    assert time.monotonic() - started < 2
+
+
+def test_a_bucket_that_is_away_is_told(services):
+    class Away:
+        def stat(self, name):
+            raise StorageUnavailable
+
+    client = create_app(dataclasses.replace(services, storage=Away())).test_client()
+    answer = client.get(f"/tasks/{queued(services, waits=True)}")
+    assert_problem(answer, 503, "storage_failed")
+    assert answer.headers["Retry-After"]
+
+
+def test_a_fault_of_ours_tells_no_detail(services):
+    class Broken:
+        def stat(self, name):
+            raise ValueError("secret detail")
+
+    client = create_app(dataclasses.replace(services, storage=Broken())).test_client()
+    answer = client.get(f"/tasks/{queued(services, waits=True)}")
+    assert_problem(answer, 500, "internal")
+    assert "secret" not in answer.text
+
+
+@pytest.mark.parametrize("path", ["/nope", "/tasks", "/tasks/x/", "/tasks/x/images/-1", "/docs/static/../../x"])
+def test_an_unknown_path_is_a_problem_document_too(client, path):
+    assert_problem(client.get(path), 404, "invalid_request")
+
+
+def test_a_wrong_method_is_refused_and_told_which_are_right(client):
+    answer = client.delete("/generate")
+    assert_problem(answer, 405, "invalid_request")
+    assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
+
+
+def test_head_has_the_headers_of_get_and_options_tells_the_methods(client, services):
+    path = f"/tasks/{queued(services)}"
+    assert (client.head(path).status_code, client.head(path).data) == (200, b"")
+    assert client.head(path).content_length == client.get(path).content_length
+    for url, methods in ((path, {"GET", "HEAD", "OPTIONS"}), ("/generate", {"OPTIONS", "POST"})):
+        answer = client.options(url)
+        assert (answer.status_code, set(answer.headers["Allow"].split(", "))) == (200, methods)
+
+
+def test_a_plain_request_id_is_echoed(client):
+    assert client.get("/healthz", headers={"X-Request-ID": "abc-1.2_3"}).headers["X-Request-ID"] == "abc-1.2_3"
+
+
+@pytest.mark.parametrize("given", ["", "a b", "a" * 65, "<script>", "ä", "a\tb"])
+def test_any_other_request_id_is_replaced(client, given):
+    told = client.get("/healthz", headers={"X-Request-ID": given}).headers["X-Request-ID"]
+    assert re.fullmatch("[0-9a-f]{32}", told)
+
+
+def test_no_answer_is_kept_by_a_cache_or_guessed_at_by_a_browser(client, services):
+    for path in ("/healthz", f"/tasks/{queued(services)}", "/nope"):
+        headers = client.get(path).headers
+        assert (headers["Cache-Control"], headers["X-Content-Type-Options"]) == ("no-store", "nosniff")
+
+
+def test_no_answer_holds_a_secret_of_the_deployment(client, services, settings):
+    paths = ("/models", f"/tasks/{finished(services)}", "/openapi.json", "/version", "/healthz", "/nope")
+    answers = "".join(client.get(path).text for path in paths)
+    for secret in (settings.signing_key.get_secret_value(), settings.redis_url, settings.broker_url):
+        assert secret not in answers
+
+
+# ---- OpenAPI and its page
+
+UNDOCUMENTED = {"/openapi.json", "/", "/docs", "/docs/start.js", "/docs/static/{filename}", "/files/{token}/{name}"}
+
+
+def test_the_openapi_document_is_valid(client):
+    document = client.get("/openapi.json").json
+    OPENAPI_31_VALIDATOR.validate(document)
+    assert document["info"]["version"] == __version__
+
+
+def test_the_openapi_document_names_every_route_and_method(services):
+    app = create_app(services)
+    document = app.test_client().get("/openapi.json").json
+    routes = {
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
+        for rule in app.url_map.iter_rules()
+        for method in rule.methods - {"HEAD", "OPTIONS"}
+    }
+    described = {(path, method) for path, item in document["paths"].items() for method in item}
+    assert {(path, method) for path, method in routes if path not in UNDOCUMENTED} == described
+    assert {path for path, _ in routes} >= UNDOCUMENTED
+
+
+def test_a_task_document_is_as_the_openapi_document_says(client, services):
+    document = client.get("/openapi.json").json
+    schema = {"$ref": "#/components/schemas/Task", "components": document["components"]}
+    for task_id in (queued(services), queued(services, waits=True), finished(services)):
+        validator_for(schema).validate(client.get(f"/tasks/{task_id}").json)
+
+
+def test_the_page_of_the_api_loads_nothing_from_elsewhere(client):
+    assert client.get("/").headers["Location"] == "/docs"
+    sources = re.findall(r'(?:src|href)="([^"]+)"', client.get("/docs").text)
+    assert len(sources) == 3
+    for source in sources:
+        assert source.startswith("/")
+        assert client.get(source).status_code == 200
+
+
+# ---- file:// storage
+
+
+def upload(client, **fields):
+    task = client.post("/generate", json={"prompt": "a red star", "input_image": True, **fields}).json
+    return local(task["upload_url"])
+
+
+def test_an_upload_may_be_repeated_while_its_url_is_good(client, services):
+    path = upload(client)
+    assert [client.put(path, data=picture()).status_code, client.put(path, data=b"better").status_code] == [200, 200]
+
+
+def test_an_upload_larger_than_allowed_is_refused_and_leaves_nothing(services, tmp_path):
+    small = services.settings.model_copy(update={"upload_max_bytes": 10})
+    client = create_app(dataclasses.replace(services, settings=small)).test_client()
+    path = upload(client)
+    assert_problem(client.put(path, data=b"12345678901"), 413, "invalid_request")
+    # Chunked: its length is not told.
+    import io
+
+    told_nothing = {"input_stream": io.BytesIO(b"12345678901"), "environ_overrides": {"wsgi.input_terminated": True}}
+    assert_problem(client.put(path, **told_nothing), 413, "invalid_request")
+    assert [file for file in (tmp_path / "storage").rglob("*") if file.is_file()] == []
+    assert client.put(path, data=b"1234567890").status_code == 200
+
+
+def test_an_upload_may_be_larger_than_a_request_of_the_api(client):
+    assert client.put(upload(client), data=b"x" * 100_000).status_code == 200
+
+
+def test_a_signed_url_whose_picture_is_gone_is_not_found(client, services):
+    path = local(services.storage.download_url("output/gone.png", 60))
+    assert_problem(client.get(path), 404, "invalid_request")
+
+
+@pytest.mark.parametrize("token", ["x", "x.y.z", "é", "." * 200])
+def test_a_forged_url_is_refused(client, token):
+    assert_problem(client.get(f"/files/{token}/x.png"), 403, "invalid_request")
+    assert_problem(client.put(f"/files/{token}/x.png", data=b""), 403, "invalid_request")
