@@ -8,7 +8,7 @@
     ├── ObjectExists              the output object is there already, from an earlier attempt
     ├── RequestError              told to the client as a problem document, nothing was accepted
     │   ├── BadRequest, InvalidRequest, UnknownModelVersion, UnsupportedMediaType, PayloadTooLarge
-    │   ├── TaskNotFound, TaskExpired, RouteNotFound, MethodNotAllowed
+    │   ├── TaskNotFound, TaskExpired, ModelNotFound, RouteNotFound, MethodNotAllowed
     │   ├── InputMissing, NotReady
     │   └── BrokerUnavailable, StoreUnavailable, StorageUnavailable
     └── JobError                  ends an accepted job as FAILED; told in the task's `error`
@@ -91,6 +91,10 @@ class UnknownModelVersion(RequestError):
 
 class TaskNotFound(RequestError):
     status, code, title = 404, "task_not_found", "No such task"
+
+
+class ModelNotFound(RequestError):
+    status, code, title = 404, "unknown_model_version", "No such model"
 
 
 class TaskExpired(RequestError):

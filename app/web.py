@@ -14,7 +14,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from app import __version__, problems, telemetry
 from app import settings as settings_module
 from app.documents import model_documents, submitted_document, task_document
-from app.errors import BadRequest, NotReady, TaskNotFound
+from app.errors import BadRequest, ModelNotFound, NotReady, TaskNotFound
 from app.files import files
 from app.intake import Intake
 from app.jobs import Job, Phase, Status
@@ -52,7 +52,9 @@ def create_app(services: Services) -> OpenAPI:
         validation_error_model=Problem,
         validation_error_callback=problems.invalid,
         responses={"default": {"description": "A problem document (RFC 9457).", **_PROBLEM}, 422: _refusal(422)},
+        security_schemes={},
         doc_ui=False,
+        static_folder=None,
     )
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
@@ -183,7 +185,7 @@ def _models(app: OpenAPI, services: Services) -> None:
         """One model."""
         found = [m for m in model_documents(services) if m.model_version == path.model_version]
         if not found:
-            raise TaskNotFound(f"There is no model {path.model_version}.")
+            raise ModelNotFound(f"There is no model {path.model_version}.")
         return _answer(found[0])
 
 

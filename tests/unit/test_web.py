@@ -197,7 +197,7 @@ def test_a_finished_task_tells_its_pictures_and_is_never_asked_again(client, ser
     )  # fmt: skip
     assert task["image_url"] == task["images"][0]["url"]
     assert "Retry-After" not in answer.headers
-    assert client.get(local(task["images"][1]["url"])).data == picture()
+    assert client.get(local(task["images"][1]["url"]), buffered=True).data == picture()
 
 
 def test_a_failed_task_tells_why(client, services):
@@ -258,7 +258,7 @@ def test_a_waiting_client_has_its_answer_when_its_time_is_over(client, services)
 def test_the_image_redirects_to_a_url_that_gives_the_picture(client, services):
     answer = client.get(f"/tasks/{finished(services)}/image")
     assert answer.status_code == 302
-    got = client.get(local(answer.headers["Location"]))
+    got = client.get(local(answer.headers["Location"]), buffered=True)
     assert (got.data, got.content_type) == (picture(), "image/png")
 
 
@@ -298,7 +298,7 @@ def test_a_model_that_no_worker_serves_is_not_available(client):
 
 
 def test_an_unknown_model_is_not_found(client):
-    assert_problem(client.get("/models/nobody-1"), 404, "model_not_found")
+    assert_problem(client.get("/models/nobody-1"), 404, "unknown_model_version")
 
 
 def test_a_process_is_alive_whatever_it_reaches(away):
@@ -436,7 +436,7 @@ def test_the_page_of_the_api_loads_nothing_from_elsewhere(client):
     assert len(sources) == 3
     for source in sources:
         assert source.startswith("/")
-        assert client.get(source).status_code == 200
+        assert client.get(source, buffered=True).status_code == 200
 
 
 # ---- file:// storage
