@@ -28,9 +28,13 @@ class Client:
         self._timeout = timeout
         self._session = requests.Session()
 
-    def generate(self, prompt: str, input_image: bytes | None = None, **parameters: Any) -> dict[str, Any]:
-        """Submit a prompt, and bring its input picture if there is one; the task document."""
+    def generate(
+        self, prompt: str, input_image: bytes | None = None, mask_image: bytes | None = None, **parameters: Any
+    ) -> dict[str, Any]:
+        """Submit a prompt, and bring its input picture and its mask if there are any; the task document."""
         body = {"prompt": prompt, "input_image": input_image is not None, **parameters}
+        if mask_image is not None:
+            body["mask_image"] = True
         task = self._json("POST", "/generate", json=body)
         if input_image is None:
             return task

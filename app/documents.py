@@ -1,13 +1,16 @@
 """From a job's record to the task document that clients read."""
 
 import base64
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from app.jobs import Job, Phase, Status
-from app.schemas import Image, Model, Progress, Submitted, Task, TaskError, TaskUrls
+from app.models import ModelSpec
+from app.record import Job, Phase, Status
+from app.schemas import Image, Model, ModelOnWorker, Progress, Safety, Submitted, Task, TaskError, TaskUrls
 from app.services import Services
 from app.storage import SignedUpload
+from app.workers import WorkerState, status_among
 
 MAX_INLINE_BYTES = 50_000_000
 
@@ -17,37 +20,67 @@ def task_document(job: Job, services: Services, *, inline: bool = False) -> Task
     return Task(**_fields(job, services), image_base64=_inline(job, services) if inline else None)
 
 
-def submitted_document(job: Job, services: Services, upload: SignedUpload | None) -> Submitted:
-    """The task document with the way to bring the input picture, when one is to come."""
-    if upload is None:
-        return Submitted(**_fields(job, services), upload_url=None)
+def submitted_document(
+    job: Job,
+    services: Services,
+    upload: SignedUpload | None,
+    mask_upload: SignedUpload | None = None,
+    notice: str | None = None,
+) -> Submitted:
+    """The task document with the ways to bring the input picture and the mask, when they are to come."""
+    awaited = upload or mask_upload
     return Submitted(
         **_fields(job, services),
-        upload_url=upload.url,
-        upload_method=upload.method,
-        upload_headers=upload.headers,
-        upload_expires_at=_time(job.upload_expires_at),
-        upload_max_bytes=services.settings.upload_max_bytes,
+        notice=notice,
+        upload_url=upload.url if upload else None,
+        mask_upload_url=mask_upload.url if mask_upload else None,
+        upload_method=awaited.method if awaited else None,
+        upload_headers=awaited.headers if awaited else None,
+        upload_expires_at=_time(job.upload_expires_at) if awaited else None,
+        upload_max_bytes=services.settings.upload_max_bytes if awaited else None,
     )
+
+
+def retry_after(document: Task) -> dict[str, str]:
+    """When to look again, as a header: half of what is left, between one second and half a minute."""
+    if document.status != "PENDING":
+        return {}
+    return {"Retry_After": str(min(max(round((document.eta_seconds or 0) / 2), 1), 30))}
 
 
 def model_documents(services: Services) -> list[Model]:
     """Every model of the catalogue, and how it stands now."""
-    serving = services.workers.serving()
-    return [
-        Model(
-            model_version=spec.model_version,
-            default=spec is services.catalogue.default,
-            capabilities=list(spec.capabilities),
-            defaults=spec.defaults.model_dump(),
-            limits=spec.limits.model_dump(),
-            multiple_of=spec.multiple_of,
-            licence=spec.licence,
-            available=spec.model_version in serving,
-            queue_depth=services.jobs.queue_depth(spec.queue),
-        )
-        for spec in services.catalogue.all()
-    ]
+    workers = services.workers.all()
+    return [_model(spec, workers, services) for spec in services.catalogue.all()]
+
+
+def _model(spec: ModelSpec, workers: list[WorkerState], services: Services) -> Model:
+    status = status_among(workers, spec.model_version, spec.queue)
+    return Model(
+        model_version=spec.model_version,
+        default=spec is services.catalogue.default,
+        capabilities=list(spec.capabilities),
+        defaults=spec.defaults.model_dump(),
+        limits=spec.limits.model_dump(),
+        multiple_of=spec.multiple_of,
+        schedulers=list(spec.schedulers),
+        negative_prompt=spec.negative_prompt,
+        safety_checker=spec.safety_checker,
+        licence=spec.licence,
+        available=status == "ready",
+        status=status,
+        without_worker=spec.without_worker,
+        on_workers=[
+            ModelOnWorker(
+                worker_version=worker.version,
+                **{name: value for name, value in asdict(load).items() if name != "model_version"},
+            )
+            for worker in workers
+            for load in worker.loads
+            if load.model_version == spec.model_version and worker.state == "ready"
+        ],
+        queue_depth=services.jobs.queue_depth(spec.queue),
+    )
 
 
 def _fields(job: Job, services: Services) -> dict[str, Any]:
@@ -58,7 +91,8 @@ def _fields(job: Job, services: Services) -> dict[str, Any]:
         "status": job.status,
         "phase": job.phase,
         **{name: _time(getattr(job, name)) for name in _TIMES},
-        "queue_position": services.jobs.queue_position(job) if job.phase is Phase.QUEUED else None,
+        "queue_position": (position := services.jobs.queue_position(job) if job.phase is Phase.QUEUED else None),
+        "eta_seconds": _eta(job, position, services),
         "progress": _progress(job),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
@@ -72,6 +106,8 @@ def _fields(job: Job, services: Services) -> dict[str, Any]:
         "params": job.params.model_dump(exclude={"seed", "model_version"}),
         "metrics": job.metrics,
         "error": TaskError(**job.error) if job.error else None,
+        "safety": Safety(**job.safety) if job.safety else None,
+        "rerun_of": job.rerun_of,
         "client_ref": job.client_ref,
         "urls": _urls(job, services.settings.base_url if services.settings.public_url else ""),
     }
@@ -91,10 +127,23 @@ def _progress(job: Job) -> Progress | None:
     return Progress(value=round(job.step / job.steps, 4), step=job.step, steps=job.steps)
 
 
+def _eta(job: Job, position: int | None, services: Services) -> float | None:
+    """Seconds until the job is done; None when nothing is known yet."""
+    step = services.jobs.step_seconds(job.params.model_version)
+    if step is None or job.phase in (Phase.AWAITING_UPLOAD, Phase.DONE):
+        return None
+    typical = step * job.params.num_inference_steps * job.params.num_images
+    if position is None:
+        return round(typical * (1 - job.step / job.steps if job.step and job.steps else 1), 1)
+    workers = services.workers.ready_on(job.queue)
+    # Those in front go through all workers; the ones at work now are half done on average.
+    return round(typical * (position / workers + 1.5), 1) if workers else None
+
+
 def _urls(job: Job, base: str) -> TaskUrls:
     own = f"{base}/tasks/{job.task_id}"
     start = f"{own}/start" if job.phase is Phase.AWAITING_UPLOAD else None
-    return TaskUrls(self=own, image=f"{own}/image", start=start)
+    return TaskUrls(self=own, cancel=f"{own}/cancel", events=f"{own}/events", image=f"{own}/image", start=start)
 
 
 def _inline(job: Job, services: Services) -> str | None:

@@ -5,21 +5,24 @@
     ├── InvalidTransition         a move that the table in jobs.py does not allow: a mistake in our code
     ├── ClaimLost                 someone else holds the job now, or it is over: stop work, write nothing
     ├── Interrupted               the worker must stop: the job goes back to its queue
+    ├── DeviceLost                the GPU failed: the process ends, another one runs the job
     ├── ObjectExists              the output object is there already, from an earlier attempt
     ├── RequestError              told to the client as a problem document, nothing was accepted
     │   ├── BadRequest, InvalidRequest, UnknownModelVersion, UnsupportedMediaType, PayloadTooLarge
     │   ├── TaskNotFound, TaskExpired, ModelNotFound, RouteNotFound, MethodNotAllowed
-    │   ├── InputMissing, NotReady
-    │   └── BrokerUnavailable, StoreUnavailable, StorageUnavailable
+    │   ├── InputMissing, NotReady, IdempotencyKeyReuse, IdempotencyConflict
+    │   ├── Unauthorized, Forbidden, RateLimited, QuotaExceeded, QueueFull
+    │   └── BrokerUnavailable, StoreUnavailable, StorageUnavailable, NoWorker
     └── JobError                  ends an accepted job as FAILED; told in the task's `error`
         ├── InputInvalid, UploadExpired, DeadlineExceeded, Canceled
-        ├── GpuOutOfMemory, ModelLoadFailed, AttemptsExhausted, StorageFailed
+        ├── GpuOutOfMemory, ModelLoadFailed, AttemptsExhausted, StorageFailed, SafetyBlocked
         └── Internal
 
 Each class carries its `code` (a word of the HTTP contract), HTTP `status`, `title`, and whether the same
 request may succeed later (`retryable`).
 """
 
+import json
 from typing import Any, ClassVar
 
 
@@ -41,6 +44,10 @@ class ClaimLost(DarkroomError):
 
 class Interrupted(DarkroomError):
     """The worker was told to stop while the job was running."""
+
+
+class DeviceLost(DarkroomError):
+    """The device failed; nothing that this process still does with it can be trusted."""
 
 
 class ObjectExists(DarkroomError):
@@ -109,6 +116,34 @@ class NotReady(RequestError):
     status, code, title, retryable = 409, "not_ready", "No picture yet", True
 
 
+class IdempotencyKeyReuse(RequestError):
+    status, code, title = 422, "idempotency_key_reuse", "Idempotency key used for another request"
+
+
+class IdempotencyConflict(RequestError):
+    status, code, title, retryable = 409, "idempotency_conflict", "The first request is still in flight", True
+
+
+class Unauthorized(RequestError):
+    status, code, title = 401, "invalid_request", "Not authenticated"
+
+
+class Forbidden(RequestError):
+    status, code, title = 403, "invalid_request", "Not allowed"
+
+
+class RateLimited(RequestError):
+    status, code, title, retryable = 429, "rate_limited", "Too many requests", True
+
+
+class QuotaExceeded(RequestError):
+    status, code, title, retryable = 429, "quota_exceeded", "Too many unfinished tasks", True
+
+
+class QueueFull(RequestError):
+    status, code, title, retryable = 429, "queue_full", "Queue full", True
+
+
 class BrokerUnavailable(RequestError):
     status, code, title, retryable = 503, "broker_unavailable", "Queue unavailable", True
 
@@ -121,6 +156,10 @@ class StorageUnavailable(RequestError):
     status, code, title, retryable = 503, "storage_failed", "Object storage unavailable", True
 
 
+class NoWorker(RequestError):
+    status, code, title, retryable = 503, "no_worker", "No worker serves this model", True
+
+
 class JobError(DarkroomError):
     """The reason why an accepted job FAILED."""
 
@@ -130,6 +169,10 @@ class JobError(DarkroomError):
     def document(self) -> dict[str, Any]:
         """The task's `error`: `{code, message, retryable}`."""
         return {"code": self.code, "message": str(self), "retryable": self.retryable}
+
+    def fields(self) -> dict[str, str]:
+        """What else goes on the record, as JSON."""
+        return {}
 
 
 class InputInvalid(JobError):
@@ -162,6 +205,19 @@ class AttemptsExhausted(JobError):
 
 class StorageFailed(JobError):
     code, retryable = "storage_failed", True
+
+
+class SafetyBlocked(JobError):
+    """`flagged` says of each picture whether the model's safety checker flagged it."""
+
+    code = "safety_blocked"
+
+    def __init__(self, flagged: list[bool]) -> None:
+        super().__init__(f"The safety checker flagged {sum(flagged)} of {len(flagged)} pictures; none is given out.")
+        self.flagged = flagged
+
+    def fields(self) -> dict[str, str]:
+        return {"safety": json.dumps({"flagged": True, "images": self.flagged})}
 
 
 class Internal(JobError):

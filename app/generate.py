@@ -12,8 +12,10 @@ from PIL import Image
 
 from app.errors import (
     AttemptsExhausted,
+    Canceled,
     ClaimLost,
     DeadlineExceeded,
+    DeviceLost,
     InputInvalid,
     Internal,
     JobError,
@@ -22,9 +24,9 @@ from app.errors import (
     StorageFailed,
     StorageUnavailable,
 )
-from app.jobs import Job, Phase
 from app.lease import Lease
-from app.pictures import Picture, decode, encode, reread
+from app.pictures import Picture, decode, decode_mask, encode, reread
+from app.record import Job, Phase
 from app.schemas import Params
 from app.services import Services
 from app.storage import name_in
@@ -35,12 +37,21 @@ OnStep = Callable[[int, int], None]
 
 
 class Model(Protocol):
-    """A loaded model. `provenance` is written into each picture."""
+    """A loaded model. `provenance` is written into each picture.
 
-    provenance: Mapping[str, str]
+    One that has `checks_safety` set raises SafetyBlocked for pictures that its checker flags.
+    """
 
-    def generate(self, params: Params, source: Image.Image | None, on_step: OnStep) -> Iterator[Image.Image]:
-        """`params.num_images` pictures, from seed, seed + 1, …; calls `on_step(step, steps)` after each step."""
+    @property
+    def provenance(self) -> Mapping[str, str]: ...
+
+    def generate(
+        self, params: Params, source: Image.Image | None, on_step: OnStep, *mask: Image.Image
+    ) -> Iterator[Image.Image]:
+        """`params.num_images` pictures, from seed, seed + 1, …; calls `on_step(step, steps)` after each step.
+
+        A mask comes only to models that can inpaint: grey, white where the source is painted anew.
+        """
 
 
 class Runner:
@@ -75,7 +86,9 @@ class Runner:
     def _close(self, job: Job, verdict: str) -> None:
         """End a queued job that may not be claimed any more, and raise why. The rest is someone else's to end."""
         error: JobError
-        if verdict == "overdue":
+        if verdict == "canceled":
+            error = Canceled("Canceled by the client.")
+        elif verdict == "overdue":
             error = DeadlineExceeded("The deadline passed before a worker was free.")
         elif verdict == "exhausted":
             error = AttemptsExhausted(f"Lost with {self._services.settings.max_attempts} workers; not tried again.")
@@ -99,7 +112,7 @@ class Runner:
         try:
             with Lease(jobs, job.task_id, token, self._services.settings.lease) as lease:
                 self._work(job, lease)
-        except ClaimLost:
+        except (ClaimLost, DeviceLost):
             raise
         except SystemExit:
             # SIGTERM's way into the child. Celery must see it, to put the message back.
@@ -123,10 +136,12 @@ class Runner:
         clock = _Stopwatch()
         pictures = self._earlier(job)
         if pictures is None:
-            model, source = self._model(job), self._source(job)
+            # Before the model, which may have to be loaded: what is no picture ends the job at once.
+            source, mask = self._source(job), self._mask(job)
+            model = self._model(job)
             clock.lap("load_ms")
             lease.advance(Phase.RUNNING)
-            pictures = self._generate(model, source, job, lease)
+            pictures = self._generate(model, source, mask, job, lease)
             clock.lap("inference_ms")
         else:
             lease.advance(Phase.RUNNING)
@@ -143,19 +158,26 @@ class Runner:
 
     def _source(self, job: Job) -> Image.Image | None:
         """The input picture; None when the job has none."""
-        if not job.params.input_url:
-            return None
-        settings = self._services.settings
-        data = self._services.storage.get(
-            name_in(settings.storage_url, job.params.input_url), settings.upload_max_bytes
-        )
-        if data is None:
-            raise InputInvalid("The input picture is not there.")
-        return decode(data)
+        return decode(self._fetched(job.params.input_url, "input picture")) if job.params.input_url else None
 
-    def _generate(self, model: Model, source: Image.Image | None, job: Job, lease: Lease) -> list[Picture]:
+    def _mask(self, job: Job) -> Image.Image | None:
+        """The mask, in grey; None when the job has none."""
+        return decode_mask(self._fetched(job.params.mask_url, "mask")) if job.params.mask_url else None
+
+    def _fetched(self, url: str, what: str) -> bytes:
+        settings = self._services.settings
+        data = self._services.storage.get(name_in(settings.storage_url, url), settings.upload_max_bytes)
+        if data is None:
+            raise InputInvalid(f"The {what} is not there.")
+        return data
+
+    def _generate(
+        self, model: Model, source: Image.Image | None, mask: Image.Image | None, job: Job, lease: Lease
+    ) -> list[Picture]:
+        masks = () if mask is None else (mask,)
+        images = list(model.generate(job.params, source, lease.step, *masks))
+        # After the work: how it was done is part of it.
         provenance = {**model.provenance, "worker_version": self._services.settings.worker_version}
-        images = list(model.generate(job.params, source, lease.step))
         if len(images) != job.params.num_images:
             raise RuntimeError(f"the model made {len(images)} pictures where {job.params.num_images} were asked for")
         return [encode(image, job.params, index, provenance) for index, image in enumerate(images)]
@@ -191,6 +213,8 @@ class Runner:
             "metrics": json.dumps({"queue_ms": waited, **laps}),
             "worker_version": self._services.settings.worker_version,
         }
+        if self._services.catalogue.get(job.params.model_version).safety_checker:
+            result["safety"] = json.dumps({"flagged": False, "images": [False] * len(images)})
         self._services.jobs.succeed(job.task_id, lease.token, result)
 
 

@@ -1,17 +1,50 @@
 """Accepting a job: record, then publish, then undo on failure. The web tier and the courier share it."""
 
+import hashlib
 import uuid
 from contextlib import suppress
+from dataclasses import dataclass, replace
 
 import structlog
 
-from app.errors import BrokerUnavailable, ClaimLost, InputInvalid, InputMissing, UploadExpired
-from app.jobs import Job, Phase
+from app.callers import Caller
+from app.errors import (
+    BrokerUnavailable,
+    ClaimLost,
+    IdempotencyConflict,
+    IdempotencyKeyReuse,
+    InputInvalid,
+    InputMissing,
+    NoWorker,
+    QueueFull,
+    QuotaExceeded,
+    RequestError,
+    UploadExpired,
+)
+from app.jobs import Terms
+from app.record import Job, Phase
 from app.schemas import GenerateRequest, Params, resolve
 from app.services import Services
 from app.storage import SignedUpload, name_in
+from app.workers import status_among
 
 log = structlog.get_logger("darkroom.intake")
+
+
+_REFUSALS: dict[str, type[RequestError]] = {
+    "reused": IdempotencyKeyReuse,
+    "queue_full": QueueFull,
+    "quota_exceeded": QuotaExceeded,
+}
+
+
+@dataclass(frozen=True)
+class Submission:
+    """An accepted job; `replayed` when an earlier request with the same idempotency key made it."""
+
+    job: Job
+    replayed: bool = False
+    notice: str | None = None
 
 
 class Intake:
@@ -20,34 +53,75 @@ class Intake:
     def __init__(self, services: Services) -> None:
         self._services = services
 
-    def submit(self, request: GenerateRequest) -> tuple[Job, SignedUpload | None]:
+    def submit(self, request: GenerateRequest, caller: Caller, key: str = "") -> Submission:
         """Accept a request; with an input picture still to come it waits for that, else it is queued.
 
+        `key` is the client's idempotency key: the same key and request again are the same job.
         Raises RequestError; then nothing was accepted.
         """
-        job, upload = self._prepare(request)
-        self._services.jobs.create(job)
+        job = self._prepare(request, caller)
+        notice = self._look_for_workers(job)
+        accepted = self._services.jobs.create(job, self._terms(request, caller, key))
+        if accepted.verdict == "replay":
+            return self._replay(accepted.task_id)
+        if refusal := _REFUSALS.get(accepted.verdict):
+            raise refusal()
         if job.phase is Phase.QUEUED:
             self._publish_or_undo(job)
-        return self._services.jobs.get(job.task_id), upload
+        return Submission(self._services.jobs.get(job.task_id), notice=notice)
+
+    def rerun(self, job: Job, caller: Caller) -> Job:
+        """The same job once more, as a new one; raises RequestError."""
+        self._look_for_workers(job)
+        again = self._job(job.params, job.queue, caller, job.deadline_seconds, rerun_of=job.task_id)
+        accepted = self._services.jobs.create(again, self._terms(None, caller, ""))
+        if refusal := _REFUSALS.get(accepted.verdict):
+            raise refusal()
+        self._publish_or_undo(again)
+        return self._services.jobs.get(again.task_id)
+
+    def upload(self, job: Job) -> SignedUpload | None:
+        """How the client brings the input picture; None when none is awaited."""
+        return self._upload(job, input_name(job.task_id))
+
+    def mask_upload(self, job: Job) -> SignedUpload | None:
+        """How the client brings the mask; None when none is awaited."""
+        return self._upload(job, mask_name(job.task_id))
+
+    def _upload(self, job: Job, name: str) -> SignedUpload | None:
+        if name not in self._awaited(job):
+            return None
+        seconds = int((job.upload_expires_at or 0) - self._services.jobs.now())
+        most = self._services.settings.upload_max_bytes
+        return self._services.storage.upload_url(name, max(seconds, 1), most)
+
+    def _awaited(self, job: Job) -> list[str]:
+        """The names of the objects that the client brings before the job is queued: input picture, mask or both."""
+        names = (input_name(job.task_id), mask_name(job.task_id))
+        urls = (job.params.input_url, job.params.mask_url)
+        waits = job.phase is Phase.AWAITING_UPLOAD
+        return [name for name in names if waits and self._services.storage.url_of(name) in urls]
 
     def start(self, job: Job) -> Job:
         """The client says that the input is there; raises InputMissing when it is not."""
         if job.phase is Phase.AWAITING_UPLOAD and not self.start_if_uploaded(job):
-            raise InputMissing("PUT the input picture to the upload_url first.")
+            raise InputMissing("PUT the input picture to the upload_url first, and a mask to the mask_upload_url.")
         return self._services.jobs.get(job.task_id)
 
     def start_if_uploaded(self, job: Job) -> bool:
-        """Queue a job whose input has arrived; False while it has not."""
-        stored = self._services.storage.stat(input_name(job.task_id))
-        if stored is None:
-            return False
+        """Queue a job whose inputs have all arrived; False while one has not."""
         limit = self._services.settings.upload_max_bytes
-        if stored.size > limit:
-            # Whoever else saw the same picture may have said so already.
-            with suppress(ClaimLost):
-                self._services.jobs.fail(job.task_id, InputInvalid(f"The input picture is larger than {limit} bytes."))
-        elif self._services.jobs.queue(job.task_id):
+        for name in self._awaited(job):
+            stored = self._services.storage.stat(name)
+            if stored is None:
+                return False
+            if stored.size > limit:
+                # Whoever else saw the same picture may have said so already.
+                with suppress(ClaimLost):
+                    error = InputInvalid(f"The input picture is larger than {limit} bytes.")
+                    self._services.jobs.fail(job.task_id, error)
+                return True
+        if self._services.jobs.queue(job.task_id):
             self._try_to_publish(job)
         return True
 
@@ -62,31 +136,61 @@ class Intake:
             self._services.publish(job)
         self._services.jobs.confirm(task_id)
 
-    def _prepare(self, request: GenerateRequest) -> tuple[Job, SignedUpload | None]:
+    def _prepare(self, request: GenerateRequest, caller: Caller) -> Job:
         catalogue, settings = self._services.catalogue, self._services.settings
         spec = catalogue.get(request.model_version) if request.model_version else catalogue.default
-        params, task_id = resolve(request, spec), str(uuid.uuid4())
-        if params.input_url:
-            name_in(settings.storage_url, params.input_url)
-        upload = self._upload(task_id) if request.input_image else None
-        job = Job(
-            task_id=task_id,
-            params=self._with_input(params, task_id) if upload else params,
-            queue=spec.queue,
-            phase=Phase.AWAITING_UPLOAD if upload else Phase.QUEUED,
-            max_attempts=settings.max_attempts,
-            deadline_seconds=request.deadline_seconds or settings.deadline,
-            upload_seconds=settings.upload_ttl if upload else None,
-            client_ref=request.client_ref,
+        params = resolve(request, spec)
+        for url in filter(None, (params.input_url, params.mask_url)):
+            name_in(settings.storage_url, url)
+        deadline = request.deadline_seconds or settings.deadline
+        job = self._job(params, spec.queue, caller, deadline, client_ref=request.client_ref)
+        return self._awaiting(job, request) if request.input_image or request.mask_image else job
+
+    def _look_for_workers(self, job: Job) -> str | None:
+        """What to tell a client whose model nobody serves now; raises NoWorker where its entry refuses such jobs."""
+        spec = self._services.catalogue.get(job.params.model_version)
+        if status_among(self._services.workers.all(), spec.model_version, spec.queue) != "no_worker":
+            return None
+        if spec.without_worker == "refuse":
+            raise NoWorker(f"No worker serves {spec.model_version} now.")
+        return f"No worker serves {spec.model_version} now; the job waits for one until its deadline."
+
+    def _job(self, params: Params, queue: str, caller: Caller, deadline: float, **more: str | None) -> Job:
+        return Job(
+            task_id=str(uuid.uuid4()),
+            params=params,
+            queue=queue,
+            max_attempts=self._services.settings.max_attempts,
+            deadline_seconds=deadline,
+            caller=caller.name,
+            **more,  # type: ignore[arg-type]
         )
-        return job, upload
 
-    def _upload(self, task_id: str) -> SignedUpload:
-        settings = self._services.settings
-        return self._services.storage.upload_url(input_name(task_id), settings.upload_ttl, settings.upload_max_bytes)
+    def _awaiting(self, job: Job, request: GenerateRequest) -> Job:
+        """The same job, which waits for its input picture, its mask or both."""
+        url_of, urls = self._services.storage.url_of, {}
+        if request.input_image:
+            urls["input_url"] = url_of(input_name(job.task_id))
+        if request.mask_image:
+            urls["mask_url"] = url_of(mask_name(job.task_id))
+        params = job.params.model_copy(update=urls)
+        seconds = self._services.settings.upload_ttl
+        return replace(job, params=params, phase=Phase.AWAITING_UPLOAD, upload_seconds=seconds)
 
-    def _with_input(self, params: Params, task_id: str) -> Params:
-        return params.model_copy(update={"input_url": self._services.storage.url_of(input_name(task_id))})
+    def _terms(self, request: GenerateRequest | None, caller: Caller, key: str) -> Terms:
+        """The client's own words make the digest, so that a seed drawn for it is not part of them."""
+        text = request.model_dump_json() if request else ""
+        return Terms(
+            ticket=f"{caller.name}:{key}" if key else "",
+            digest=hashlib.sha256(text.encode()).hexdigest(),
+            most_queued=self._services.settings.queue_limit,
+            most_open=caller.open_tasks,
+        )
+
+    def _replay(self, task_id: str) -> Submission:
+        if self._services.jobs.unconfirmed(task_id):
+            raise IdempotencyConflict
+        return Submission(self._services.jobs.get(task_id), replayed=True)
 
     def _publish_or_undo(self, job: Job) -> None:
         try:
@@ -109,3 +213,8 @@ class Intake:
 def input_name(task_id: str) -> str:
     """Where the client's input picture goes."""
     return f"input/{task_id}"
+
+
+def mask_name(task_id: str) -> str:
+    """Where the client's mask goes."""
+    return f"input/{task_id}-mask"

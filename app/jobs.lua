@@ -11,7 +11,7 @@ local function time(field) return tonumber(get(field) or '') or 0 end
 local function put(...) redis.call('HSET', key, ...) end
 local function stamp(field) put(field, string.format('%.3f', now)) end
 local function running(phase) return phase == 'STARTING' or phase == 'RUNNING' or phase == 'UPLOADING' end
-local function index(name, score) redis.call('ZADD', 'jobs:' .. name, string.format('%.3f', score), id) end
+local function index(name, score) redis.call('ZADD', 'jobs:' .. name, string.format('%.6f', score), id) end
 local function unindex(...) for _, name in ipairs({...}) do redis.call('ZREM', 'jobs:' .. name, id) end end
 
 local function tell()
@@ -37,7 +37,7 @@ local enter = {
   STARTING = function() stamp('started_at') end,
   DONE = function()
     stamp('finished_at')
-    unindex('leases', 'deadlines')
+    unindex('leases', 'deadlines', 'open:' .. get('caller'))
     redis.call('HDEL', key, 'lease', 'step', 'steps')
   end,
 }
@@ -60,19 +60,47 @@ end
 
 local function holds(token) return running(get('phase')) and get('token') == token end
 
+-- What one step of this model takes a worker, in seconds, as an average in which the last ten jobs count most.
+local function learn(steps)
+  local took = (now - time('started_at')) / math.max(steps, 1)
+  local before = tonumber(redis.call('HGET', 'models:step_seconds', get('model_version')) or '')
+  redis.call('HSET', 'models:step_seconds', get('model_version'), before and before * 0.8 + took * 0.2 or took)
+end
+
 local moves = {}
 
--- field, value, ...: the new record; its phase is AWAITING_UPLOAD or QUEUED.
+-- idempotency key ('' without), digest of the request, seconds to remember both, most jobs queued and most open
+-- jobs of this caller (0: any number), then field, value, ...: the new record, AWAITING_UPLOAD or QUEUED.
 function moves.create()
-  if redis.call('EXISTS', key) == 1 then return {'exists'} end
-  put('token', 'none', unpack(ARGV, 3))
+  if redis.call('EXISTS', key) == 1 then return {'exists', id} end
+  local ticket = 'idempotency:' .. ARGV[3]
+  if ARGV[3] ~= '' then
+    local earlier = redis.call('HMGET', ticket, 'task_id', 'digest')
+    if earlier[1] then return {earlier[2] == ARGV[4] and 'replay' or 'reused', earlier[1]} end
+  end
+  put('token', 'none', unpack(ARGV, 8))
+  local caller = get('caller')
+  local function full(name, most) return tonumber(most) > 0 and redis.call('ZCARD', 'jobs:' .. name) >= tonumber(most) end
+  local refusal = full('queued:' .. get('queue'), ARGV[6]) and 'queue_full'
+    or full('open:' .. caller, ARGV[7]) and 'quota_exceeded'
+  if refusal then
+    redis.call('DEL', key)
+    return {refusal, id}
+  end
+  if ARGV[3] ~= '' then
+    redis.call('HSET', ticket, 'task_id', id, 'digest', ARGV[4])
+    redis.call('EXPIRE', ticket, ARGV[5])
+    put('ticket', ARGV[3])
+  end
+  index('open:' .. caller, now)
+  index('of:' .. caller, now)
   stamp('created_at')
   put('deadline_at', string.format('%.3f', now + time('deadline_seconds')))
   if get('upload_seconds') then put('upload_expires_at', string.format('%.3f', now + time('upload_seconds'))) end
   enter[get('phase')]()
   index('deadlines', time('deadline_at'))
   tell()
-  return {'created'}
+  return {'created', id}
 end
 
 -- The broker has confirmed the message.
@@ -85,7 +113,8 @@ end
 -- a message that got through all the same find nothing to do.
 function moves.discard()
   if get('phase') ~= 'QUEUED' then return {'kept'} end
-  unindex('unconfirmed', 'deadlines', 'queued:' .. get('queue'))
+  unindex('unconfirmed', 'deadlines', 'queued:' .. get('queue'), 'open:' .. get('caller'), 'of:' .. get('caller'))
+  if get('ticket') then redis.call('DEL', 'idempotency:' .. get('ticket')) end
   redis.call('DEL', key)
   put('phase', 'DONE', 'discarded', '1')
   redis.call('EXPIRE', key, ARGV[3])
@@ -113,6 +142,7 @@ function moves.claim()
   elseif phase ~= 'QUEUED' then
     return {phase == 'DONE' and 'done' or 'waiting'}
   end
+  if get('cancel') then return {'canceled'} end
   if time('deadline_at') <= now then return {'overdue'} end
   if time('attempt') >= tonumber(ARGV[6]) then return {'exhausted'} end
   put('token', ARGV[3], 'owner', ARGV[4], 'step', 0)
@@ -135,7 +165,7 @@ function moves.renew()
     put('step', ARGV[5], 'steps', ARGV[6])
     tell()
   end
-  return {'held'}
+  return {get('cancel') and 'cancel' or 'held'}
 end
 
 -- token, phase: the next phase of running.
@@ -169,24 +199,43 @@ function moves.requeue()
   return {'queued'}
 end
 
--- token ('' for those who decide over the owner's head), status, seconds to keep, quarantine ('1' or ''),
--- field, value, ...: the end.
-function moves.finish()
+-- The end. `token` is '' for those who decide over the owner's head; ...: field, value, ... of the result.
+local function finish(token, status, seconds, quarantine, ...)
   local phase = get('phase')
   if not phase then return {'missing'} end
-  if phase == 'DONE' then
-    -- Said again after an answer that was lost on its way.
-    return {get('token') == ARGV[3] and get('status') == ARGV[4] and 'finished' or 'done'}
-  end
-  if ARGV[3] ~= '' and not holds(ARGV[3]) then return {'lost'} end
+  if phase == 'DONE' then return {get('token') == token and 'finished' or 'done'} end
+  if token ~= '' and not holds(token) then return {'lost'} end
+  local steps = time('steps')
   if not move('DONE') then return {'invalid', phase} end
-  -- The end is not the holder's own.
-  if ARGV[3] == '' then redis.call('HDEL', key, 'token') end
-  put('status', ARGV[4], 'expires_at', string.format('%.3f', now + ARGV[5]), unpack(ARGV, 7))
-  if ARGV[6] == '1' then index('quarantine', now) end
-  redis.call('EXPIRE', key, ARGV[5] + 86400)
+  if status == 'SUCCEEDED' then learn(steps) end
+  put('status', status, 'expires_at', string.format('%.3f', now + seconds), ...)
+  if quarantine == '1' then index('quarantine', now) end
+  redis.call('EXPIRE', key, seconds + 86400)
   tell()
   return {'finished'}
+end
+
+-- token, status, seconds to keep, quarantine ('1' or ''), field, value, ...
+function moves.finish() return finish(ARGV[3], ARGV[4], ARGV[5], ARGV[6], unpack(ARGV, 7)) end
+
+-- error as JSON, seconds to keep: end the job at once when nobody works on it, else ask its worker to stop.
+function moves.cancel()
+  local phase = get('phase')
+  if not phase then return {'missing'} end
+  if phase == 'DONE' then return {'done'} end
+  put('cancel', '1')
+  if running(phase) then return {'asked'} end
+  return finish('', 'FAILED', ARGV[4], '', 'error', ARGV[3])
+end
+
+-- seconds: leave nothing but the word that there was something.
+function moves.delete()
+  if get('phase') ~= 'DONE' then return {get('phase') and 'running' or 'missing'} end
+  redis.call('ZREM', 'jobs:of:' .. (get('caller') or ''), id)
+  redis.call('DEL', key)
+  put('phase', 'DONE', 'deleted', '1')
+  redis.call('EXPIRE', key, ARGV[3])
+  return {'deleted'}
 end
 
 -- Indexes may hold an id whose record is gone (a Redis restored from an older copy, say).

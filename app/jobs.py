@@ -6,8 +6,7 @@ of jobs.lua, which checks the state before it writes (compare-and-set).
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any, cast
 
@@ -16,133 +15,25 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from app.errors import ClaimLost, InvalidTransition, JobError, StoreUnavailable, TaskExpired, TaskNotFound
-from app.schemas import Params
+from app.errors import (
+    Canceled,
+    ClaimLost,
+    InvalidTransition,
+    JobError,
+    NotReady,
+    StoreUnavailable,
+    TaskExpired,
+    TaskNotFound,
+)
+from app.record import TRANSITIONS, Job, Phase, Status, from_record, to_record
 
 EVENTS = "jobs:events"
 DISCARDED_TTL = 3600
+DELETED_TTL = 86_400
+TICKET_TTL = 86_400
 
 # What says that Redis is away or full, and not that we asked for something wrong.
 _AWAY = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
-
-
-class Status(StrEnum):
-    """What the simplest client has to know."""
-
-    PENDING = "PENDING"
-    SUCCEEDED = "SUCCEEDED"
-    FAILED = "FAILED"
-
-
-class Phase(StrEnum):
-    """Where the job is on its way."""
-
-    AWAITING_UPLOAD = "AWAITING_UPLOAD"
-    QUEUED = "QUEUED"
-    STARTING = "STARTING"
-    RUNNING = "RUNNING"
-    UPLOADING = "UPLOADING"
-    DONE = "DONE"
-
-    @property
-    def is_terminal(self) -> bool:
-        return self is Phase.DONE
-
-
-TRANSITIONS: dict[Phase, frozenset[Phase]] = {
-    Phase.AWAITING_UPLOAD: frozenset({Phase.QUEUED, Phase.DONE}),
-    Phase.QUEUED: frozenset({Phase.STARTING, Phase.DONE}),
-    Phase.STARTING: frozenset({Phase.RUNNING, Phase.QUEUED, Phase.DONE}),
-    Phase.RUNNING: frozenset({Phase.UPLOADING, Phase.QUEUED, Phase.DONE}),
-    Phase.UPLOADING: frozenset({Phase.QUEUED, Phase.DONE}),
-    Phase.DONE: frozenset(),
-}
-
-
-@dataclass(frozen=True)
-class Job:
-    """A job's record. Times are seconds since 1970 by Redis' clock, None for what has not happened."""
-
-    task_id: str
-    params: Params
-    queue: str
-    phase: Phase = Phase.QUEUED
-    status: Status = Status.PENDING
-    version: int = 0
-    attempt: int = 0
-    max_attempts: int = 3
-    attempts: list[dict[str, Any]] = field(default_factory=list)
-    step: int | None = None
-    steps: int | None = None
-    created_at: float | None = None
-    queued_at: float | None = None
-    started_at: float | None = None
-    finished_at: float | None = None
-    expires_at: float | None = None
-    deadline_at: float | None = None
-    upload_expires_at: float | None = None
-    deadline_seconds: float = 86_400
-    upload_seconds: float | None = None
-    worker_version: str | None = None
-    images: list[dict[str, Any]] = field(default_factory=list)
-    metrics: dict[str, int] = field(default_factory=dict)
-    error: dict[str, Any] | None = None
-    client_ref: str | None = None
-
-    def message(self) -> dict[str, Any]:
-        """What travels through the broker: enough to make a lost record again."""
-        return {
-            "task_id": self.task_id,
-            "queue": self.queue,
-            "deadline_seconds": self.deadline_seconds,
-            "max_attempts": self.max_attempts,
-            "client_ref": self.client_ref,
-            **self.params.model_dump(),
-        }
-
-    @classmethod
-    def from_message(cls, message: dict[str, Any]) -> "Job":
-        """The queued job that `message()` described."""
-        own = {key: message[key] for key in ("task_id", "queue", "deadline_seconds", "max_attempts", "client_ref")}
-        return cls(params=Params.model_validate({k: v for k, v in message.items() if k not in own}), **own)
-
-
-_TIMES = {
-    "created_at", "queued_at", "started_at", "finished_at", "expires_at", "deadline_at", "upload_expires_at",
-    "deadline_seconds", "upload_seconds",
-}  # fmt: skip
-_COUNTS = {"version", "attempt", "max_attempts", "step", "steps"}
-_DOCUMENTS = {"attempts", "images", "metrics", "error"}
-_TEXTS = {"queue", "worker_version", "client_ref"}
-
-
-def _from_record(task_id: str, record: dict[str, str]) -> Job:
-    values: dict[str, Any] = {name: record[name] for name in _TEXTS & record.keys()}
-    values |= {name: float(record[name]) for name in _TIMES & record.keys()}
-    values |= {name: int(record[name]) for name in _COUNTS & record.keys()}
-    values |= {name: json.loads(record[name]) for name in _DOCUMENTS & record.keys()}
-    return Job(
-        task_id=task_id,
-        params=Params.model_validate_json(record["params"]),
-        phase=Phase(record["phase"]),
-        status=Status(record["status"]),
-        **values,
-    )
-
-
-def _to_record(job: Job) -> dict[str, str | int | float]:
-    record: dict[str, str | int | float | None] = {
-        "params": job.params.model_dump_json(),
-        "queue": job.queue,
-        "phase": job.phase,
-        "status": job.status,
-        "attempt": job.attempt,
-        "max_attempts": job.max_attempts,
-        "deadline_seconds": job.deadline_seconds,
-        "upload_seconds": job.upload_seconds,
-        "client_ref": job.client_ref,
-    }
-    return {name: value for name, value in record.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -151,6 +42,24 @@ class Claim:
 
     verdict: str
     job: Job | None = None
+
+
+@dataclass(frozen=True)
+class Terms:
+    """On which terms a job is taken: `ticket` and `digest` make a repeated request one job; 0 is no limit."""
+
+    ticket: str = ""
+    digest: str = ""
+    most_queued: int = 0
+    most_open: int = 0
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """`created`, or why not: `exists`, `replay`, `reused`, `queue_full`, `quota_exceeded`; and for which job."""
+
+    verdict: str
+    task_id: str
 
 
 class JobStore:
@@ -162,10 +71,12 @@ class JobStore:
         self._lease = lease
         self._script = redis.register_script(_table() + resources.files("app").joinpath("jobs.lua").read_text())
 
-    def create(self, job: Job) -> bool:
-        """Write a new record; False when one of this id is there."""
-        fields = [part for pair in _to_record(job).items() for part in pair]
-        return bool(self._move("create", job.task_id, *fields)[0] == "created")
+    def create(self, job: Job, terms: Terms | None = None) -> Acceptance:
+        """Write a new record, if there is none of this id and the terms allow it."""
+        terms = terms or Terms()
+        header = (terms.ticket, terms.digest, TICKET_TTL, terms.most_queued, terms.most_open)
+        fields = [part for pair in to_record(job).items() for part in pair]
+        return Acceptance(*self._move("create", job.task_id, *header, *fields))
 
     def confirm(self, task_id: str) -> None:
         """The broker has the message: the sweep need not publish it again."""
@@ -182,12 +93,15 @@ class JobStore:
     def claim(self, task_id: str, token: str, owner: str, max_attempts: int) -> Claim:
         """Ask for a job. Any verdict but `claimed` means: not yours, acknowledge the message."""
         verdict, *rest = self._move("claim", task_id, token, owner, self._lease, max_attempts)
-        return Claim(verdict, _from_record(task_id, _pairs(rest[0])) if rest else None)
+        return Claim(verdict, from_record(task_id, _pairs(rest[0])) if rest else None)
 
     def renew(self, task_id: str, token: str, step: int | None = None, steps: int | None = None) -> None:
-        """Hold the claim for another lease, and tell how far the work is; raises ClaimLost."""
+        """Hold the claim for another lease, and tell how far the work is; raises ClaimLost, and Canceled."""
         progress = () if step is None or steps is None else (step, steps)
-        self._hold(task_id, self._move("renew", task_id, token, self._lease, *progress))
+        answer = self._move("renew", task_id, token, self._lease, *progress)
+        self._hold(task_id, answer)
+        if answer[0] == "cancel":
+            raise Canceled("Canceled by the client.")
 
     def advance(self, task_id: str, token: str, phase: Phase) -> None:
         """Enter the next phase of running; raises ClaimLost, InvalidTransition."""
@@ -211,15 +125,43 @@ class JobStore:
 
     def fail(self, task_id: str, error: JobError, token: str = "", *, quarantine: bool = False) -> None:
         """The other end. Without a token it is said over the head of whoever holds the job. Raises ClaimLost."""
-        fields = {"error": json.dumps(error.document())}
+        fields = {"error": json.dumps(error.document()), **error.fields()}
         self._finish(task_id, token, Status.FAILED, fields, quarantine=quarantine)
+
+    def cancel(self, task_id: str) -> None:
+        """End a job that nobody works on; ask the worker of one that runs to stop at its next step."""
+        error = json.dumps(Canceled("Canceled by the client.").document())
+        self._move("cancel", task_id, error, self._result_ttl)
+
+    def delete(self, task_id: str) -> None:
+        """Leave nothing of a finished job but the word that it was there; raises NotReady while it is not done."""
+        if self._move("delete", task_id, DELETED_TTL)[0] == "running":
+            raise NotReady("The task is not done; cancel it first.")
+
+    def of(self, caller: str, before: float, limit: int) -> list[tuple[str, float]]:
+        """Ids of this caller's jobs made before that time, and when, newest first."""
+        key, oldest = f"jobs:of:{caller}", self.now() - self._result_ttl - DELETED_TTL
+        ask(lambda: self._redis.zremrangebyscore(key, "-inf", oldest))
+        found = ask(lambda: self._redis.zrevrangebyscore(key, f"({before}", "-inf", 0, limit, withscores=True))
+        return cast("list[tuple[str, float]]", found)
+
+    def step_seconds(self, model_version: str) -> float | None:
+        """How long one step of this model takes a worker; None while no job has been done."""
+        seconds = ask(lambda: self._redis.hget("models:step_seconds", model_version))
+        return float(seconds) if seconds else None
+
+    def unconfirmed(self, task_id: str) -> bool:
+        """Whether its message is still on the way to the broker."""
+        return ask(lambda: self._redis.zscore("jobs:unconfirmed", task_id)) is not None
 
     def get(self, task_id: str) -> Job:
         """The record; raises TaskNotFound, and TaskExpired once it is older than its keeping."""
         record = ask(lambda: self._redis.hgetall(_key(task_id)))
         if not record or "discarded" in record:
             raise TaskNotFound(f"There is no task {task_id}.")
-        job = _from_record(task_id, record)
+        if "deleted" in record:
+            raise TaskExpired(f"Task {task_id} was deleted.")
+        job = from_record(task_id, record)
         if job.expires_at and job.expires_at <= self.now():
             raise TaskExpired(f"Task {task_id} was kept until its `expires_at` and is gone.")
         return job

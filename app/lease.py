@@ -5,8 +5,9 @@ from typing import Self
 
 import structlog
 
-from app.errors import ClaimLost, StoreUnavailable
-from app.jobs import JobStore, Phase
+from app.errors import Canceled, ClaimLost, StoreUnavailable
+from app.jobs import JobStore
+from app.record import Phase
 
 log = structlog.get_logger("darkroom.lease")
 
@@ -34,7 +35,7 @@ class Lease:
         self._over.set()
 
     def step(self, step: int, steps: int) -> None:
-        """Tell that `step` of `steps` is done; raises ClaimLost."""
+        """Tell that `step` of `steps` is done; raises ClaimLost, and Canceled when the client asked to stop."""
         if self._lost.is_set():
             raise ClaimLost(self.task_id)
         self._jobs.renew(self.task_id, self.token, step, steps)
@@ -50,5 +51,8 @@ class Lease:
             except ClaimLost:
                 self._lost.set()
                 return
+            except Canceled:
+                # The next step meets it too, and stops the work.
+                continue
             except StoreUnavailable:
                 log.warning("lease.store_unavailable", task_id=self.task_id)

@@ -2,17 +2,20 @@
 
 import hashlib
 import io
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from app.errors import InputInvalid
 from app.schemas import Params
 
+# Decoded, a pixel takes up to four bytes, and a picture is copied a few times on its way to the model.
 MAX_PIXELS = 64_000_000
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
 @dataclass(frozen=True)
@@ -32,18 +35,48 @@ class Picture:
 
 def decode(data: bytes) -> Image.Image:
     """An input picture, upright, in RGB on white; raises InputInvalid for what is no picture or too large."""
+    return _opened(data, "RGB")
+
+
+def decode_mask(data: bytes) -> Image.Image:
+    """A mask, upright, in grey: white is painted anew, and so is what is transparent. Raises InputInvalid."""
+    return _opened(data, "L")
+
+
+def _opened(data: bytes, mode: str) -> Image.Image:
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputInvalid(f"The input picture has more than {MAX_PIXELS} pixels.")
-            upright = ImageOps.exif_transpose(image)
-            return _on_white(upright)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError, SyntaxError) as error:
-        raise InputInvalid("The input is no picture that can be read (PNG, JPEG, WebP, GIF, BMP, TIFF).") from error
+        with warnings.catch_warnings():
+            # Pillow warns of what our own bound refuses, and of tags that no one here reads.
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                _check_size(image)
+                return _on_white(_upright(image)).convert(mode)
+    except InputInvalid:
+        raise
+    except Exception as error:  # whatever strange bytes make Pillow's decoders raise, the bytes are to blame
+        formats = ", ".join(FORMATS)
+        raise InputInvalid(f"The input is no picture that can be read ({formats}).") from error
+
+
+def _check_size(image: Image.Image) -> None:
+    """Before anything is decoded: a small file may hold a picture that fills the memory."""
+    if image.width * image.height > MAX_PIXELS:
+        raise InputInvalid(f"The input picture has more than {MAX_PIXELS} pixels.")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its camera says. An orientation that cannot be read is none."""
+    image.load()
+    with suppress(Exception):
+        return ImageOps.exif_transpose(image)
+    return image
 
 
 def _on_white(image: Image.Image) -> Image.Image:
     """Transparent parts become white: the model knows no transparency, and they would turn black."""
+    if image.mode.startswith("I;16") or image.mode == "I":
+        # Sixteen bits a pixel; Pillow would cut the upper half off instead of scaling it.
+        image = image.convert("F").point(lambda value: value / 256 + 0).convert("L")
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
@@ -56,7 +89,7 @@ def encode(image: Image.Image, params: Params, index: int, provenance: Mapping[s
     """The picture as PNG. Its text chunks say how to make it again."""
     seed = params.seed + index
     chunks = PngInfo()
-    for name, value in {**_recipe(params), "seed": str(seed), **provenance}.items():
+    for name, value in {**provenance, **_recipe(params), "seed": str(seed)}.items():
         chunks.add_text(name, value)
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", pnginfo=chunks)
@@ -71,10 +104,12 @@ def reread(data: bytes, params: Params, index: int) -> Picture | None:
             image.load()
             same = image.info.get("seed") == str(seed) and image.info.get("prompt") == params.prompt
             return Picture(seed, data, image.width, image.height) if same else None
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+    except Exception:  # noqa: BLE001, see decode
         return None
 
 
 def _recipe(params: Params) -> dict[str, str]:
-    recipe = params.model_dump(exclude={"seed", "num_images", "output_format", "input_url"})
+    recipe = params.model_dump(
+        exclude={"seed", "num_images", "output_format", "input_url", "mask_url"}, exclude_none=True
+    )
     return {name: str(value) for name, value in recipe.items()}

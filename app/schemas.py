@@ -4,6 +4,7 @@ The OpenAPI document is made from these types, so their descriptions are the ref
 """
 
 import secrets
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -32,11 +33,20 @@ class GenerateRequest(_Strict):
     input_url: Annotated[
         str | None, Field(max_length=1000, description="A picture that is already in this deployment's own bucket.")
     ] = None
+    mask_image: Annotated[
+        bool, Field(description="Ask for a `mask_upload_url` too: white is painted anew, black is kept.")
+    ] = False
+    mask_url: Annotated[
+        str | None, Field(max_length=1000, description="A mask that is already in this deployment's own bucket.")
+    ] = None
     strength: Annotated[float | None, Field(gt=0, le=1, description="How far to leave the input picture.")] = None
     width: Annotated[int | None, Field(ge=8, le=16384, description="Pixels.")] = None
     height: Annotated[int | None, Field(ge=8, le=16384, description="Pixels.")] = None
     num_inference_steps: Annotated[int | None, Field(ge=1, le=1000)] = None
     guidance_scale: Annotated[float | None, Field(ge=0, le=100)] = None
+    scheduler: Annotated[
+        str | None, Field(max_length=100, description="One of the model's `schedulers`; else its own.")
+    ] = None
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Drawn and told when it is left out.")] = None
     num_images: Annotated[int, Field(ge=1, le=100, description="Made with seed, seed + 1, …")] = 1
     output_format: Literal["png"] = "png"
@@ -47,7 +57,18 @@ class GenerateRequest(_Strict):
     def _one_input(self) -> "GenerateRequest":
         if self.input_image and self.input_url:
             raise ValueError("input_image and input_url exclude each other")
+        if self.mask_image and self.mask_url:
+            raise ValueError("mask_image and mask_url exclude each other")
+        if (self.mask_image or self.mask_url) and not (self.input_image or self.input_url):
+            raise ValueError("a mask needs an input picture: input_image or input_url")
         return self
+
+    @property
+    def capability(self) -> str:
+        """What a model must be able to do for this request: txt2img, img2img or inpaint."""
+        if self.mask_image or self.mask_url:
+            return "inpaint"
+        return "img2img" if self.input_image or self.input_url else "txt2img"
 
 
 class Params(BaseModel):
@@ -67,6 +88,8 @@ class Params(BaseModel):
     num_images: int
     output_format: str
     input_url: str | None = None
+    mask_url: str | None = None
+    scheduler: str | None = None
 
 
 def resolve(request: GenerateRequest, spec: ModelSpec) -> Params:
@@ -81,6 +104,7 @@ def resolve(request: GenerateRequest, spec: ModelSpec) -> Params:
         num_images=request.num_images,
         output_format=request.output_format,
         input_url=request.input_url,
+        mask_url=request.mask_url,
         **chosen,
     )
 
@@ -90,24 +114,36 @@ def _first(given: Any, default: Any) -> Any:
 
 
 def _check(request: GenerateRequest, spec: ModelSpec, chosen: dict[str, Any]) -> None:
-    asked = {**chosen, "num_images": request.num_images}
-    errors = [
-        {"field": name, "reason": f"at most {limit} for {spec.model_version}"}
-        for name, limit in spec.limits
-        if asked[name] > limit
-    ]
-    errors += [
-        {"field": name, "reason": f"must be a multiple of {spec.multiple_of}"}
-        for name in ("width", "height")
-        if chosen[name] % spec.multiple_of
-    ]
-    wanted = "img2img" if request.input_image or request.input_url else "txt2img"
-    if wanted not in spec.capabilities:
-        errors.append({"field": "input_image", "reason": f"{spec.model_version} does not do {wanted}"})
-    if wanted == "img2img" and int(chosen["num_inference_steps"] * chosen["strength"]) < 1:
-        errors.append({"field": "strength", "reason": "leaves no step: num_inference_steps * strength is below 1"})
+    """Raises InvalidRequest that names everything this model cannot do."""
+    errors = [*_sizes_at_fault(request, spec, chosen), *_wishes_at_fault(request, spec, chosen)]
     if errors:
         raise InvalidRequest("; ".join(f"{e['field']}: {e['reason']}" for e in errors), errors)
+
+
+def _sizes_at_fault(request: GenerateRequest, spec: ModelSpec, chosen: dict[str, Any]) -> Iterator[dict[str, str]]:
+    asked = {**chosen, "num_images": request.num_images, "pixels": chosen["width"] * chosen["height"]}
+    for name, limit in spec.limits:
+        if limit is not None and asked[name] > limit:
+            field = "width" if name == "pixels" else name
+            unit = " pixels (width * height)" if name == "pixels" else ""
+            yield {"field": field, "reason": f"at most {limit}{unit} for {spec.model_version}"}
+    for name in ("width", "height"):
+        if chosen[name] % spec.multiple_of:
+            yield {"field": name, "reason": f"must be a multiple of {spec.multiple_of}"}
+
+
+def _wishes_at_fault(request: GenerateRequest, spec: ModelSpec, chosen: dict[str, Any]) -> Iterator[dict[str, str]]:
+    wanted, name = request.capability, spec.model_version
+    if wanted not in spec.capabilities:
+        field = {"txt2img": "input_image", "img2img": "input_image", "inpaint": "mask_image"}[wanted]
+        yield {"field": field, "reason": f"{name} does not do {wanted}"}
+    if wanted != "txt2img" and int(chosen["num_inference_steps"] * chosen["strength"]) < 1:
+        yield {"field": "strength", "reason": "leaves no step: num_inference_steps * strength is below 1"}
+    if request.negative_prompt and not spec.negative_prompt:
+        yield {"field": "negative_prompt", "reason": f"{name} does not heed one"}
+    if request.scheduler and request.scheduler not in spec.schedulers:
+        allowed = ", ".join(spec.schedulers) or "none but its own"
+        yield {"field": "scheduler", "reason": f"{name} allows {allowed}"}
 
 
 class TaskPath(BaseModel):
@@ -134,6 +170,13 @@ class TaskQuery(_Query):
     include: Annotated[Literal["image"] | None, Field(description="`image` adds `image_base64`.")] = None
 
 
+class TaskListQuery(_Query):
+    status: Literal["PENDING", "SUCCEEDED", "FAILED"] | None = None
+    model_version: Annotated[str | None, Field(max_length=100)] = None
+    limit: Annotated[int, Field(ge=1, le=100)] = 20
+    cursor: Annotated[str | None, Field(max_length=100, description="`next_cursor` of the page before.")] = None
+
+
 class _Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -150,6 +193,13 @@ class TaskError(_Answer):
     retryable: bool
 
 
+class Safety(_Answer):
+    """What the model's safety checker said; absent for a model without one. `images` says it of each picture."""
+
+    flagged: bool
+    images: list[bool]
+
+
 class Image(_Answer):
     """One finished picture. `bytes` is its size; `url` is signed anew at each read."""
 
@@ -164,6 +214,8 @@ class Image(_Answer):
 
 class TaskUrls(_Answer):
     self: str
+    cancel: str
+    events: str
     image: str
     start: str | None = None
 
@@ -181,6 +233,7 @@ class Task(_Answer):
     expires_at: str | None
     deadline_at: str | None
     queue_position: int | None
+    eta_seconds: Annotated[float | None, Field(description="Until it is done, by how long such jobs took lately.")]
     progress: Progress | None
     attempt: int
     max_attempts: int
@@ -195,22 +248,53 @@ class Task(_Answer):
     params: dict[str, Any]
     metrics: dict[str, int]
     error: TaskError | None
+    safety: Safety | None
+    rerun_of: str | None
     client_ref: str | None
     urls: TaskUrls
 
 
-class Submitted(Task):
-    """The answer to POST /generate: the task, and where to PUT the input picture when one was asked for."""
+class TaskList(_Answer):
+    tasks: list[Task]
+    next_cursor: str | None
 
+
+class Submitted(Task):
+    """The answer to POST /generate: the task, and where to PUT the input picture and the mask when asked for.
+
+    Method, headers, time and size are the same for both. `notice` says why the job may wait for long.
+    """
+
+    notice: str | None = None
     upload_url: str | None
+    mask_upload_url: str | None = None
     upload_method: str | None = None
     upload_headers: dict[str, str] | None = None
     upload_expires_at: str | None = None
     upload_max_bytes: int | None = None
 
 
+class ModelOnWorker(_Answer):
+    """One model on one worker: what it cost to load, and which weights these are.
+
+    `process_bytes` is what the worker's process held after loading, of the GPU's memory where it has a GPU.
+    A model that is not `resident` is loaded again when a job needs it.
+    """
+
+    worker_version: str
+    device: str
+    load_seconds: float
+    weights_bytes: int
+    process_bytes: int
+    weights_sha256: str
+    resident: bool
+
+
 class Model(_Answer):
-    """One model and how it stands now. `available` says whether a worker serves it."""
+    """One model and how it stands now. `available` says whether a worker serves it, `status` why not.
+
+    `without_worker` says whether a request is accepted while the status is `no_worker`, and waits.
+    """
 
     model_version: str
     default: bool
@@ -218,8 +302,14 @@ class Model(_Answer):
     defaults: dict[str, Any]
     limits: dict[str, Any]
     multiple_of: int
+    schedulers: list[str]
+    negative_prompt: bool
+    safety_checker: bool
     licence: str
     available: bool
+    status: Literal["ready", "loading", "failed", "no_worker"]
+    without_worker: Literal["accept", "refuse"]
+    on_workers: list[ModelOnWorker]
     queue_depth: int
 
 

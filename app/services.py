@@ -9,8 +9,10 @@ from redis import Redis
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.retry import Retry
 
-from app.jobs import Job, JobStore
+from app.callers import Callers, load_callers
+from app.jobs import JobStore
 from app.models import Catalogue, load_catalogue
+from app.record import Job
 from app.settings import Settings
 from app.storage import Storage, make_storage
 from app.workers import WorkerRegistry
@@ -27,6 +29,7 @@ class Services:
     workers: WorkerRegistry
     storage: Storage
     catalogue: Catalogue
+    callers: Callers
     publish: Callable[[Job], None]
     check_broker: Callable[[], None]
     redis: Redis
@@ -47,6 +50,7 @@ def build(settings: Settings, role: Role) -> Services:
         workers=WorkerRegistry(redis),
         storage=make_storage(settings),
         catalogue=catalogue,
+        callers=load_callers(settings),
         publish=publisher.publish,
         check_broker=publisher.check,
         redis=redis,

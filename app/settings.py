@@ -64,6 +64,11 @@ class Settings(BaseSettings):
     default_model_version: str = Field(
         "", description="Model of a request that names none; default: the catalogue's first."
     )
+    models_cache: str = Field("var/models", description="Folder of fetched models (`python -m app models prefetch`).")
+    models_fetch: bool = Field(False, description="A worker may fetch a model that is missing when it loads it.")
+    model_memory: int = Field(
+        0, ge=0, description="Weights that a worker keeps loaded, in bytes; the model used longest ago goes. 0: all."
+    )
     worker_queue: str = Field("", description="The one queue a worker consumes; default: the default model's.")
     worker_name: str = Field(
         socket.gethostname(), description="How this worker calls itself; default: the host's name."
@@ -82,6 +87,8 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, description="Workers that one job may cost before it is FAILED.")
     time_limit: int = Field(1500, ge=1, description="One job on one worker; below RabbitMQ's consumer timeout of 1800.")
     deadline: int = Field(86_400, ge=1, description="A job without `deadline_seconds` is given up after this long.")
+    queue_limit: int = Field(10_000, ge=0, description="Most jobs that may wait in one queue; 0: any number.")
+    api_keys_file: str = Field("", description="API keys as hashes (`python -m app keys new`); none: loopback only.")
     upload_ttl: int = Field(900, ge=1, description="How long a client may take to upload its input picture.")
     upload_max_bytes: int = Field(20_000_000, ge=1, description="Largest input picture.")
     signed_url_ttl: int = Field(3600, ge=1, description="How long a picture's signed URL is good.")

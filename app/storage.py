@@ -20,7 +20,7 @@ from urllib.parse import unquote, urlsplit
 import google_crc32c
 from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
-from app.errors import InputInvalid, InvalidRequest, ObjectExists, SettingsError, StorageFailed, StorageUnavailable
+from app.errors import InputInvalid, InvalidRequest, ObjectExists, StorageFailed, StorageUnavailable
 from app.settings import Settings
 
 
@@ -270,7 +270,7 @@ class GCSStorage:
         return f"{self._prefix}/{name}" if self._prefix else name
 
     def _blob(self, name: str) -> Any:
-        return self._bucket.blob(self._full(name))
+        return self._call(lambda: self._bucket.blob(self._full(name)))
 
     def _sign(self, method: str, name: str, seconds: int) -> str:
         url: str = self._call(

@@ -12,8 +12,8 @@ from kombu import Exchange, Queue
 from kombu.exceptions import KombuError
 
 from app.errors import BrokerUnavailable, JobError
-from app.jobs import Job
 from app.models import Catalogue
+from app.record import Job
 from app.settings import Settings
 
 QUARANTINE = "quarantine"
@@ -22,6 +22,9 @@ GENERATE = "darkroom.generate"
 # Seconds that a web process gives the broker for one answer. A hung broker costs three of them (publish, close,
 # connect once more), and a POST must answer 503 within two seconds.
 PUBLISH_TIMEOUT = 0.6
+
+# More than any child holds: the pool ends one only when it says so itself (worker.py).
+RECYCLE_KIB = 2**40
 
 
 def make_celery(settings: Settings, catalogue: Catalogue, role: str) -> Celery:
@@ -112,6 +115,7 @@ def _worker(settings: Settings) -> dict[str, Any]:
         "worker_pool": "prefork",
         "worker_concurrency": 1,
         "worker_pool_start_method": "spawn",
+        "worker_max_memory_per_child": RECYCLE_KIB,
         # A replacement child may load its models for this long.
         "worker_proc_alive_timeout": 900,
         "worker_prefetch_multiplier": 1,
@@ -178,7 +182,7 @@ class Publisher:
         """Raises BrokerUnavailable when no fresh connection can be made: a held one may be dead."""
         try:
             with self._app.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, timeout=PUBLISH_TIMEOUT)
+                connection.ensure_connection(max_retries=1, timeout=1)
         except (OperationalError, KombuError, OSError) as error:
             raise BrokerUnavailable("The broker does not answer.") from error
 

@@ -1,59 +1,96 @@
-"""Waiting for a job to end: one Redis subscription per web process, handed to everyone who waits there."""
+"""Waiting for a job: one Redis subscription per web process, handed to everyone who waits there."""
 
 import json
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
 
 import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.jobs import EVENTS, Job, Phase
+from app.jobs import EVENTS
+from app.record import Job, Phase
 
 log = structlog.get_logger("darkroom.watch")
 
 # Looked at again after this long though nothing was told: an event may be lost while Redis restarts.
 PATIENCE = 5.0
 
+Inbox = SimpleQueue[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a follower is told: `status` with the job as it is now, `progress` and `preview` with `data`, or `alive`."""
+
+    kind: str
+    version: int
+    job: Job | None = None
+    data: dict[str, Any] | None = None
+
 
 class Watch:
-    """Wakes those who wait for a job when its record says that it is done."""
+    """Hands what is told about a job to those who wait for it."""
 
     def __init__(self, redis: "Redis") -> None:
         self._redis = redis
-        self._waiting: defaultdict[str, set[threading.Event]] = defaultdict(set)
+        self._inboxes: defaultdict[str, set[Inbox]] = defaultdict(set)
         self._lock = threading.Lock()
         self._listener: threading.Thread | None = None
 
     def wait(self, read: Callable[[], Job], seconds: float) -> Job:
         """The job as soon as it is done, or as it is after `seconds`."""
         until = time.monotonic() + seconds
-        done = threading.Event()
-        task_id = (job := read()).task_id
-        self._enter(task_id, done)
-        try:
+        with self._inbox(read().task_id) as inbox:
             # Read again once we listen: it may have ended in between.
             while not (job := read()).phase.is_terminal and (left := until - time.monotonic()) > 0:
-                done.wait(min(left, PATIENCE))
-        finally:
-            self._leave(task_id, done)
+                _until_done(inbox, min(left, PATIENCE))
         return job
 
-    def _enter(self, task_id: str, done: threading.Event) -> None:
+    def follow(self, read: Callable[[], Job]) -> Iterator[Event]:
+        """The job as it is, then what happens to it, until it is done; `alive` when nothing happens."""
+        with self._inbox(read().task_id) as inbox:
+            job = read()
+            yield Event("status", job.version, job)
+            while not job.phase.is_terminal:
+                event = _next(inbox, PATIENCE)
+                if event is None or event.get("phase") not in (None, job.phase):
+                    before, job = job, read()
+                    changed = job.phase is not before.phase
+                    yield Event("status", job.version, job) if changed else Event("alive", job.version)
+                elif "preview" in event:
+                    yield Event("preview", job.version, data={"preview": event["preview"]})
+                elif event.get("step") is not None:
+                    yield Event("progress", event["version"], data={"step": event["step"], "steps": event["steps"]})
+
+    @contextmanager
+    def _inbox(self, task_id: str) -> Iterator[Inbox]:
+        inbox: Inbox = SimpleQueue()
+        self._enter(task_id, inbox)
+        try:
+            yield inbox
+        finally:
+            self._leave(task_id, inbox)
+
+    def _enter(self, task_id: str, inbox: Inbox) -> None:
         with self._lock:
-            self._waiting[task_id].add(done)
+            self._inboxes[task_id].add(inbox)
             # Started by the first who waits, and so never in a process that forks afterwards.
             if self._listener is None:
                 self._listener = threading.Thread(target=self._listen, name="watch", daemon=True)
                 self._listener.start()
 
-    def _leave(self, task_id: str, done: threading.Event) -> None:
+    def _leave(self, task_id: str, inbox: Inbox) -> None:
         with self._lock:
-            self._waiting[task_id].discard(done)
-            if not self._waiting[task_id]:
-                del self._waiting[task_id]
+            self._inboxes[task_id].discard(inbox)
+            if not self._inboxes[task_id]:
+                del self._inboxes[task_id]
 
     def _listen(self) -> None:
         while True:
@@ -70,8 +107,23 @@ class Watch:
                 if message := subscription.get_message(timeout=PATIENCE):
                     self._tell(json.loads(message["data"]))
 
-    def _tell(self, event: dict[str, str]) -> None:
-        if event["phase"] == Phase.DONE:
-            with self._lock:
-                for done in self._waiting.get(event["task_id"], ()):
-                    done.set()
+    def _tell(self, event: dict[str, Any]) -> None:
+        with self._lock:
+            for inbox in self._inboxes.get(event["task_id"], ()):
+                inbox.put(event)
+
+
+def _next(inbox: Inbox, seconds: float) -> dict[str, Any] | None:
+    try:
+        return inbox.get(timeout=seconds)
+    except Empty:
+        return None
+
+
+def _until_done(inbox: Inbox, seconds: float) -> None:
+    """Until the job's end is told, or the time is over."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        event = _next(inbox, left)
+        if event is None or event.get("phase") == Phase.DONE:
+            return

@@ -1,23 +1,22 @@
 """The web tier: HTTP in, records and messages out. Thin: what a request means is in intake.py and jobs.py."""
 
-import re
-import time
-import uuid
+import json
+from collections.abc import Iterator
 from importlib import resources
-from typing import Any
 
-import structlog
-from flask import Blueprint, Response, g, redirect, render_template_string, request
+from flask import Blueprint, Response, redirect, render_template_string, request
 from flask_openapi3 import Info, OpenAPI, Tag
 from werkzeug.wrappers import Response as BaseResponse
 
-from app import __version__, problems, telemetry
+from app import __version__, http, problems, telemetry
 from app import settings as settings_module
-from app.documents import model_documents, submitted_document, task_document
-from app.errors import BadRequest, ModelNotFound, NotReady, TaskNotFound
+from app.documents import model_documents, retry_after, submitted_document, task_document
+from app.errors import ModelNotFound, NotReady, TaskNotFound
 from app.files import files
-from app.intake import Intake
-from app.jobs import Job, Phase, Status
+from app.http import answer, caller, responses
+from app.intake import Intake, input_name, mask_name
+from app.listing import page
+from app.record import Job, Phase, Status
 from app.schemas import (
     GenerateRequest,
     Health,
@@ -28,20 +27,18 @@ from app.schemas import (
     Problem,
     Submitted,
     Task,
+    TaskList,
+    TaskListQuery,
     TaskPath,
     TaskQuery,
     Version,
 )
 from app.services import Services, build
 from app.storage import LocalStorage
-from app.watch import Watch
-
-log = structlog.get_logger("darkroom.web")
+from app.watch import Event, Watch
 
 MAX_BODY_BYTES = 64 * 1024
 TASKS, MODELS, HEALTH = Tag(name="tasks"), Tag(name="models"), Tag(name="health")
-
-_PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 
 
 def create_app(services: Services) -> OpenAPI:
@@ -51,7 +48,7 @@ def create_app(services: Services) -> OpenAPI:
         info=Info(title="Darkroom", version=__version__, description="Push-and-forget image generation."),
         validation_error_model=Problem,
         validation_error_callback=problems.invalid,
-        responses={"default": {"description": "A problem document (RFC 9457).", **_PROBLEM}, 422: _refusal(422)},
+        responses={"default": http.refusal(500), 422: http.refusal(422)},
         security_schemes={},
         doc_ui=False,
         static_folder=None,
@@ -59,9 +56,7 @@ def create_app(services: Services) -> OpenAPI:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.json.sort_keys = False  # type: ignore[attr-defined]
     problems.register(app)
-    app.before_request(_identify)
-    app.before_request(_parse)
-    app.after_request(_label)
+    http.register(app, services.callers)
     _tasks(app, services)
     _models(app, services)
     _health(app, services)
@@ -71,141 +66,170 @@ def create_app(services: Services) -> OpenAPI:
     return app
 
 
-def _refusal(status: int) -> dict[str, Any]:
-    return {"description": f"A problem document with status {status}.", **_PROBLEM}
+class Desk:
+    """The tasks of the request's caller: another's do not exist for it."""
 
+    def __init__(self, services: Services) -> None:
+        self.services = services
+        self.intake = Intake(services)
+        self.watch = Watch(services.redis)
 
-def _responses(success: dict[int, Any], *refusals: int) -> Any:
-    return {**success, **{status: _refusal(status) for status in refusals}}
+    def own(self, task_id: str) -> Job:
+        """The caller's job; raises TaskNotFound, TaskExpired."""
+        job = self.services.jobs.get(task_id)
+        if job.caller != caller().name:
+            raise TaskNotFound(f"There is no task {task_id}.")
+        return job
 
+    def look(self, task_id: str) -> Job:
+        """The caller's job as it is now. A look at one that waits for its input sees whether that has come."""
+        return self.refresh(self.own(task_id))
 
-def _identify() -> None:
-    """Give the request an id: the client's own when it is a plain one."""
-    g.started = time.monotonic()
-    given = request.headers.get("X-Request-ID", "")
-    g.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
-    structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(request_id=g.request_id)
+    def refresh(self, job: Job) -> Job:
+        """The job as it is now, without asking again whose it is."""
+        now = self.services.jobs.get(job.task_id)
+        waits = now.phase is Phase.AWAITING_UPLOAD
+        return self.services.jobs.get(job.task_id) if waits and self.intake.start_if_uploaded(now) else now
 
+    def wait(self, task_id: str, seconds: float) -> Job:
+        """The caller's job as soon as it is done, or as it is after `seconds`."""
+        job = self.look(task_id)
+        return self.watch.wait(lambda: self.refresh(job), seconds) if seconds else job
 
-def _parse() -> None:
-    """What is not a JSON object is refused as such, before its fields are looked at."""
-    if request.endpoint == "generate" and request.method == "POST":
-        try:
-            body = request.get_json()
-        except RecursionError:
-            raise BadRequest("The body is nested too deeply.") from None
-        # A text would be parsed once more.
-        if not isinstance(body, dict):
-            raise BadRequest("The body is no JSON object.")
+    def answer(self, job: Job, status: int = 200, *, inline: bool = False) -> Response:
+        """The task document."""
+        document = task_document(job, self.services, inline=inline)
+        response = answer(document, status, **retry_after(document))
+        return http.tagged(response, job) if status == 200 else response
 
+    def picture(self, task_id: str, index: int) -> BaseResponse:
+        """A redirect to one of the pictures."""
+        job, storage = self.own(task_id), self.services.storage
+        if job.status is not Status.SUCCEEDED:
+            raise NotReady("The task has no picture." if job.phase.is_terminal else "The task is not done.")
+        if index >= len(job.images):
+            raise TaskNotFound(f"The task has {len(job.images)} pictures, counted from 0.")
+        return redirect(storage.download_url(job.images[index]["name"], self.services.settings.signed_url_ttl))
 
-def _label(response: Response) -> Response:
-    # The route, not the path: paths carry signed tokens.
-    milliseconds = round(1000 * (time.monotonic() - g.started), 1) if "started" in g else None
-    log.info(
-        "request", method=request.method, route=str(request.url_rule), status=response.status_code, ms=milliseconds
-    )
-    response.headers["X-Request-ID"] = g.get("request_id", "")
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers.setdefault("Cache-Control", "no-store")
-    return response
+    def delete(self, task_id: str) -> None:
+        """Remove the record, then the objects; raises NotReady while the job is not done."""
+        job = self.own(task_id)
+        self.services.jobs.delete(task_id)
+        for name in [image["name"] for image in job.images] + [input_name(task_id), mask_name(task_id)]:
+            self.services.storage.delete(name)
 
+    def events(self, job: Job) -> Iterator[str]:
+        """Server-sent events, from the job as it is to its end."""
+        for event in self.watch.follow(lambda: self.refresh(job)):
+            yield self._event(event)
 
-def _answer(document: Any, status: int = 200, **headers: str) -> Response:
-    response = Response(document.model_dump_json(), status, mimetype="application/json")
-    response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
-    return response
-
-
-def _task_answer(job: Job, services: Services, *, status: int = 200, inline: bool = False) -> Response:
-    headers = {} if job.phase.is_terminal else {"Retry_After": "1"}
-    return _answer(task_document(job, services, inline=inline), status, **headers)
+    def _event(self, event: Event) -> str:
+        if event.kind == "alive":
+            return ": alive\n\n"
+        data = task_document(event.job, self.services).model_dump() if event.job else event.data
+        return f"id: {event.version}\nevent: {event.kind}\ndata: {json.dumps(data)}\n\n"
 
 
 def _tasks(app: OpenAPI, services: Services) -> None:
-    intake, watch = Intake(services), Watch(services.redis)
+    desk = Desk(services)
 
-    def read(task_id: str) -> Job:
-        """The job as it is now. A look at one that waits for its input sees whether that has come."""
-        job = services.jobs.get(task_id)
-        waits = job.phase is Phase.AWAITING_UPLOAD
-        return services.jobs.get(task_id) if waits and intake.start_if_uploaded(job) else job
-
-    @app.post("/generate", tags=[TASKS], responses=_responses({202: Submitted}, 400, 413, 415, 503))
+    @app.post("/generate", tags=[TASKS], responses=responses({202: Submitted}, 400, 409, 413, 415, 503))
     def generate(body: GenerateRequest) -> Response:
         """Accept a picture to be made, and give a ticket for it."""
-        job, upload = intake.submit(body)
-        document = submitted_document(job, services, upload)
-        return _answer(document, 202, Location=f"/tasks/{job.task_id}", Retry_After="1")
+        submission = desk.intake.submit(body, caller(), request.headers.get("Idempotency-Key", "")[:200])
+        job = submission.job
+        document = submitted_document(
+            job, services, desk.intake.upload(job), desk.intake.mask_upload(job), submission.notice
+        )
+        replayed = {"Idempotency_Replayed": "true"} if submission.replayed else {}
+        return answer(document, 202, Location=f"/tasks/{job.task_id}", **retry_after(document), **replayed)
 
-    @app.post("/tasks/<string:task_id>/start", tags=[TASKS], responses=_responses({202: Task}, 404, 409, 410, 503))
-    def start(path: TaskPath) -> Response:
-        """The input picture is uploaded: queue the task. Saying so again does nothing."""
-        return _task_answer(intake.start(services.jobs.get(path.task_id)), services, status=202)
+    @app.get("/tasks", tags=[TASKS], responses=responses({200: TaskList}, 503))
+    def tasks(query: TaskListQuery) -> Response:
+        """The caller's own tasks, newest first."""
+        return answer(page(services, caller().name, query))
 
-    @app.get("/tasks/<string:task_id>", tags=[TASKS], responses=_responses({200: Task}, 404, 410, 503))
+    @app.get("/tasks/<string:task_id>", tags=[TASKS], responses=responses({200: Task, 304: None}, 404, 410, 503))
     def task(path: TaskPath, query: TaskQuery) -> Response:
         """The task as it is, or as soon as it is done within `wait` seconds."""
-        job = watch.wait(lambda: read(path.task_id), query.wait) if query.wait else read(path.task_id)
-        return _task_answer(job, services, inline=query.include == "image")
+        return desk.answer(desk.wait(path.task_id, query.wait), inline=query.include == "image")
 
-    @app.get("/tasks/<string:task_id>/image", tags=[TASKS], responses=_responses({302: None}, 404, 409, 410, 503))
+    @app.post("/tasks/<string:task_id>/start", tags=[TASKS], responses=responses({202: Task}, 404, 409, 410, 503))
+    def start(path: TaskPath) -> Response:
+        """The input picture is uploaded: queue the task. Saying so again does nothing."""
+        return desk.answer(desk.intake.start(desk.own(path.task_id)), 202)
+
+    @app.post("/tasks/<string:task_id>/cancel", tags=[TASKS], responses=responses({200: Task}, 404, 410, 503))
+    def cancel(path: TaskPath) -> Response:
+        """End a queued task at once, a running one at its next step. A finished one stays as it is."""
+        job = desk.own(path.task_id)
+        services.jobs.cancel(job.task_id)
+        return desk.answer(services.jobs.get(job.task_id))
+
+    @app.post("/tasks/<string:task_id>/rerun", tags=[TASKS], responses=responses({202: Task}, 404, 410, 503))
+    def rerun(path: TaskPath) -> Response:
+        """The same parameters and seed once more, as a new task."""
+        return desk.answer(desk.intake.rerun(desk.own(path.task_id), caller()), 202)
+
+    @app.delete("/tasks/<string:task_id>", tags=[TASKS], responses=responses({204: None}, 404, 409, 410, 503))
+    def delete(path: TaskPath) -> Response:
+        """Remove a finished task and its pictures."""
+        desk.delete(path.task_id)
+        return Response(status=204)
+
+    @app.get("/tasks/<string:task_id>/events", tags=[TASKS], responses=responses({200: None}, 404, 410, 503))
+    def events(path: TaskPath) -> Response:
+        """Server-sent events: the task as it is, then `status`, `progress` and `preview`, until it is done."""
+        stream = desk.events(desk.look(path.task_id))
+        return Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    @app.get("/tasks/<string:task_id>/image", tags=[TASKS], responses=responses({302: None}, 404, 409, 410, 503))
     def image(path: TaskPath) -> BaseResponse:
         """A redirect to the picture."""
-        return _picture(services, path.task_id, 0)
+        return desk.picture(path.task_id, 0)
 
     @app.get(
         "/tasks/<string:task_id>/images/<int:index>",
         tags=[TASKS],
-        responses=_responses({302: None}, 404, 409, 410, 503),
+        responses=responses({302: None}, 404, 409, 410, 503),
     )
     def images(path: ImagePath) -> BaseResponse:
         """A redirect to one of several pictures."""
-        return _picture(services, path.task_id, path.index)
-
-
-def _picture(services: Services, task_id: str, index: int) -> BaseResponse:
-    job = services.jobs.get(task_id)
-    if job.status is not Status.SUCCEEDED:
-        raise NotReady("The task has no picture." if job.phase.is_terminal else "The task is not done.")
-    if index >= len(job.images):
-        raise TaskNotFound(f"The task has {len(job.images)} pictures, counted from 0.")
-    return redirect(services.storage.download_url(job.images[index]["name"], services.settings.signed_url_ttl))
+        return desk.picture(path.task_id, path.index)
 
 
 def _models(app: OpenAPI, services: Services) -> None:
-    @app.get("/models", tags=[MODELS], responses=_responses({200: Models}, 503))
+    @app.get("/models", tags=[MODELS], responses=responses({200: Models}, 503))
     def models() -> Response:
         """Every model that this deployment offers, the default first."""
-        return _answer(Models(models=model_documents(services)))
+        return answer(Models(models=model_documents(services)))
 
-    @app.get("/models/<string:model_version>", tags=[MODELS], responses=_responses({200: Model}, 404, 503))
+    @app.get("/models/<string:model_version>", tags=[MODELS], responses=responses({200: Model}, 404, 503))
     def model(path: ModelPath) -> Response:
         """One model."""
         found = [m for m in model_documents(services) if m.model_version == path.model_version]
         if not found:
             raise ModelNotFound(f"There is no model {path.model_version}.")
-        return _answer(found[0])
+        return answer(found[0])
 
 
 def _health(app: OpenAPI, services: Services) -> None:
     @app.get("/healthz", tags=[HEALTH], responses={200: Health})
     def healthz() -> Response:
         """This process is alive."""
-        return _answer(Health(status="ok"))
+        return answer(Health(status="ok"))
 
-    @app.get("/readyz", tags=[HEALTH], responses=_responses({200: Health}, 503))
+    @app.get("/readyz", tags=[HEALTH], responses=responses({200: Health}, 503))
     def readyz() -> Response:
         """This process reaches the status store and the broker."""
         services.jobs.ping()
         services.check_broker()
-        return _answer(Health(status="ok"))
+        return answer(Health(status="ok"))
 
     @app.get("/version", tags=[HEALTH], responses={200: Version})
     def version() -> Response:
         """Which Darkroom this is."""
-        return _answer(Version(version=__version__))
+        return answer(Version(version=__version__))
 
 
 _DOCS_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Darkroom API</title>

@@ -8,10 +8,10 @@ import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import billiard.pool
 import structlog
 from celery import bootsteps, signals
 from celery.platforms import EX_FAILURE
@@ -19,23 +19,69 @@ from celery.worker import state as celery_state
 
 from app import settings as settings_module
 from app import telemetry
-from app.errors import SettingsError
-from app.generate import Model, Runner
+from app.errors import DeviceLost, GpuOutOfMemory, ModelLoadFailed, SettingsError
+from app.generate import Runner
 from app.services import Services, build
 from app.settings import Settings
-from app.tasks import declare_queues, make_celery
+from app.tasks import RECYCLE_KIB, declare_queues, make_celery
 from app.workers import TTL, WorkerState
+
+if TYPE_CHECKING:
+    from app.models.residency import Residents
 
 log = structlog.get_logger("darkroom.worker")
 
-_runner: Runner | None = None
+_child: "Child | None" = None
 
 
-def current() -> Runner:
+def current() -> "Child":
     """What runs the jobs in this process: the child of a worker."""
-    if _runner is None:
+    if _child is None:
         raise RuntimeError("no models are loaded in this process")
-    return _runner
+    return _child
+
+
+class Child:
+    """The process that holds the models: it runs jobs, tells how it stands, and knows when it must end."""
+
+    def __init__(self, services: Services, models: "Residents", me: WorkerState) -> None:
+        self._services = services
+        self._models = models
+        self._me = me
+        self._runner = Runner(services, models, me.name)
+
+    def run(self, message: dict[str, Any]) -> dict[str, Any]:
+        """See `Runner.run`. Memory that ran out ends the process after this job, a device that failed at once."""
+        try:
+            return self._runner.run(message)
+        except GpuOutOfMemory:
+            _end_after_this_job()
+            raise
+        except DeviceLost as error:
+            # Without a word to Celery, so that the message goes back. The lease ends by itself, and the attempt
+            # counts: a job that breaks the device each time must not go round for ever.
+            log.exception("worker.device_lost", worker=self._me.name)
+            self._services.workers.announce(replace(self._me, state="failed", reason=f"The device failed: {error}"))
+            os._exit(EX_FAILURE)
+
+    def announce(self) -> None:
+        """Say that this worker is ready, and what its models cost."""
+        ready = replace(self._me, state="ready", models=tuple(self._models), loads=self._models.report())
+        self._services.workers.announce(ready)
+
+    def announce_for_ever(self) -> None:
+        """The same every few seconds: who is silent is taken for gone."""
+        while True:
+            time.sleep(TTL / 3)
+            self.announce()
+
+
+def _end_after_this_job() -> None:
+    """What torch keeps after it ran out of memory is best given back by ending the process.
+
+    The pool asks after each job how much memory the child holds, and replaces one that holds too much.
+    """
+    billiard.pool.mem_rss = lambda: 2 * RECYCLE_KIB  # type: ignore[attr-defined]
 
 
 def main(settings: Settings) -> int:
@@ -54,6 +100,9 @@ def main(settings: Settings) -> int:
     worker = celery.Worker(hostname=name, queues=[queue], loglevel=settings.log_level, redirect_stdouts=False)
     worker.start()
     services.workers.leave(name)
+    # A step that gives up says why; Celery keeps that as the exit code.
+    if isinstance(worker.exitcode, str):
+        raise ModelLoadFailed(worker.exitcode)
     return int(worker.exitcode or 0)
 
 
@@ -77,7 +126,7 @@ class ModelGate(bootsteps.StartStopStep):
 def _end_when_failed(services: Services, name: str) -> None:
     """A replacement child that cannot load its models must end the worker: its supervisor starts it afresh."""
     while (worker := services.workers.get(name)) is None or worker.state != "failed":
-        time.sleep(2)
+        time.sleep(0.5)
     log.error("worker.models_failed", worker=name, reason=worker.reason)
     celery_state.should_terminate = EX_FAILURE  # type: ignore[assignment]
 
@@ -90,7 +139,7 @@ def _keep_our_logs(**_: Any) -> None:
 @signals.worker_process_init.connect(weak=False)
 def _start_child(sender: str, **_: Any) -> None:
     """In the child: load, warm up, announce. A failure ends the child at once, with its reason in the registry."""
-    global _runner
+    global _child
     settings = settings_module.load()
     telemetry.setup(settings, "worker")
     services = build(settings, "worker")
@@ -102,31 +151,19 @@ def _start_child(sender: str, **_: Any) -> None:
         log.exception("worker.model_load_failed", worker=sender)
         services.workers.announce(replace(me, state="failed", reason=str(error)))
         os._exit(EX_FAILURE)
-    _runner = Runner(services, models, sender)
-    ready = replace(me, state="ready", models=tuple(models))
-    services.workers.announce(ready)
-    threading.Thread(target=_announce_for_ever, args=(services, ready), daemon=True).start()
+    _child = Child(services, models, me)
+    _child.announce()
+    threading.Thread(target=_child.announce_for_ever, daemon=True).start()
 
 
 def _queue_of(name: str) -> str:
     return name.rpartition("@")[0].rpartition("-")[0]
 
 
-def _load(services: Services, queue: str) -> Mapping[str, Model]:
+def _load(services: Services, queue: str) -> "Residents":
     # Deferred: only a child loads torch.
-    from app.models import pipelines
+    from app.models.residency import Residents
 
-    models = {}
-    for spec in services.catalogue.on_queue(queue):
-        started = time.monotonic()
-        model = pipelines.load(spec, services.settings)
-        pipelines.warm_up(model, spec)
-        log.info("model.loaded", model_version=spec.model_version, seconds=round(time.monotonic() - started, 3))
-        models[spec.model_version] = model
+    models = Residents(services.catalogue.on_queue(queue), services.settings)
+    models.load_all()
     return models
-
-
-def _announce_for_ever(services: Services, worker: WorkerState) -> None:
-    while True:
-        time.sleep(TTL / 3)
-        services.workers.announce(worker)

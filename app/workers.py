@@ -17,6 +17,22 @@ _KEY = "workers"
 
 
 @dataclass(frozen=True)
+class ModelState:
+    """One model on one worker. `load_seconds` are those of its last loading, with its first picture.
+
+    `process_bytes` is what the worker's process held after that, of the GPU's memory where it has a GPU.
+    """
+
+    model_version: str
+    device: str = ""
+    load_seconds: float = 0
+    weights_bytes: int = 0
+    process_bytes: int = 0
+    weights_sha256: str = ""
+    resident: bool = True
+
+
+@dataclass(frozen=True)
 class WorkerState:
     """One worker process: its unique name, its queue, and how it stands."""
 
@@ -26,6 +42,20 @@ class WorkerState:
     models: tuple[str, ...] = ()
     version: str = ""
     reason: str = ""
+    loads: tuple[ModelState, ...] = ()
+
+    def status_of(self, model_version: str) -> str | None:
+        """`ready`, `loading` or `failed`; None for a model that this worker does not serve.
+
+        A worker names its models once it is ready: until then, ask it only about the models of its queue.
+        """
+        return self.state if self.state != "ready" or model_version in self.models else None
+
+
+def status_among(workers: list[WorkerState], model_version: str, queue: str) -> str:
+    """How a model stands, by the best of its queue's workers: ready, loading, failed, or no_worker."""
+    found = {worker.status_of(model_version) for worker in workers if worker.queue == queue}
+    return next((status for status in ("ready", "loading", "failed") if status in found), "no_worker")
 
 
 class WorkerRegistry:
@@ -51,7 +81,8 @@ class WorkerRegistry:
         """Every worker that is there; those that are gone are forgotten on the way."""
         texts = cast("dict[str, str]", ask(lambda: self._redis.hgetall(_KEY)))
         entries = {name: json.loads(text) for name, text in texts.items()}
-        gone = [name for name, entry in entries.items() if entry["at"] + TTL < self._now()] if entries else []
+        now = self._now() if entries else 0
+        gone = [name for name, entry in entries.items() if entry["at"] + TTL < now]
         if gone:
             ask(lambda: self._redis.hdel(_KEY, *gone))
         return [_parse(entry) for name, entry in entries.items() if name not in gone]
@@ -59,6 +90,10 @@ class WorkerRegistry:
     def serving(self) -> set[str]:
         """Every model_version that some worker is ready to serve now."""
         return {version for worker in self.all() if worker.state == "ready" for version in worker.models}
+
+    def ready_on(self, queue: str) -> int:
+        """How many workers take jobs from this queue now."""
+        return sum(worker.state == "ready" and worker.queue == queue for worker in self.all())
 
     def leave(self, name: str) -> None:
         """This worker stops."""
@@ -70,4 +105,5 @@ class WorkerRegistry:
 
 def _parse(entry: dict[str, Any]) -> WorkerState:
     values = {name: value for name, value in entry.items() if name != "at"}
-    return WorkerState(**{**values, "models": tuple(values["models"])})
+    loads = tuple(ModelState(**load) for load in values.get("loads", ()))
+    return WorkerState(**{**values, "models": tuple(values["models"]), "loads": loads})

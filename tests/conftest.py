@@ -1,14 +1,12 @@
 """For every test: an environment without settings, a Redis database of its own, and services on that."""
 
-import dataclasses
-
 import pytest
 import redis
 
-from app.services import build
 from app.settings import Settings
 from app.web import create_app
 from tests.backends import GIVEN, database, valkey
+from tests.things import recording
 
 KEY = "a key that nobody uses but the tests"
 
@@ -59,7 +57,7 @@ def published():
 
 @pytest.fixture
 def services(settings, published):
-    services = dataclasses.replace(build(settings, "web"), publish=published.append)
+    services = recording(settings, published)
     yield services
     services.redis.connection_pool.disconnect(inuse_connections=False)
 

@@ -1,5 +1,6 @@
 """Jobs, requests and pictures as the tests need them."""
 
+import dataclasses
 import io
 import uuid
 
@@ -7,6 +8,7 @@ from PIL import Image
 
 from app.jobs import Job, Phase
 from app.schemas import Params
+from app.services import build
 
 PARAMS = {
     "prompt": "a red star over the sea",
@@ -21,6 +23,11 @@ PARAMS = {
     "num_images": 1,
     "output_format": "png",
 }
+
+
+def recording(settings, published):
+    """The services of a web process that notes the jobs it publishes: the broker has tests of its own."""
+    return dataclasses.replace(build(settings, "web"), publish=published.append)
 
 
 def params(**changes):

@@ -4,64 +4,15 @@ Safe to import on the web tier: the specifications only, nothing that loads a mo
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, model_validator
+from pydantic import ValidationError
 
 from app.errors import SettingsError, UnknownModelVersion
+from app.models.spec import Capability, Defaults, Limits, ModelSpec
 
-Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-Capability = Literal["txt2img", "img2img"]
-
-
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Defaults(_Entry):
-    """What a request gets that names nothing else. Sizes in pixels."""
-
-    width: int = Field(512, ge=8)
-    height: int = Field(512, ge=8)
-    num_inference_steps: int = Field(30, ge=1)
-    guidance_scale: float = Field(7.5, ge=0)
-    strength: float = Field(0.7, gt=0, le=1)
-
-
-class Limits(_Entry):
-    """The largest values that a request may name. Sizes in pixels."""
-
-    width: int = Field(1024, ge=8)
-    height: int = Field(1024, ge=8)
-    num_inference_steps: int = Field(150, ge=1)
-    guidance_scale: float = Field(30.0, ge=0)
-    num_images: int = Field(4, ge=1)
-
-
-class ModelSpec(_Entry):
-    """One model: where it comes from, which queue serves it, and what it can do.
-
-    `source` is a folder in diffusers' format, or `python:module`, a module with `load(spec, device)`.
-    """
-
-    model_version: Name
-    source: Annotated[str, StringConstraints(min_length=1)]
-    queue: Name
-    capabilities: tuple[Capability, ...] = ("txt2img",)
-    defaults: Defaults = Defaults()
-    limits: Limits = Limits()
-    multiple_of: int = Field(8, ge=1)
-    licence: str = ""
-
-    @model_validator(mode="after")
-    def _defaults_within_limits(self) -> "ModelSpec":
-        for name in ("width", "height", "num_inference_steps", "guidance_scale"):
-            if getattr(self.defaults, name) > getattr(self.limits, name):
-                raise ValueError(f"defaults.{name} is above limits.{name}")
-        if self.defaults.width % self.multiple_of or self.defaults.height % self.multiple_of:
-            raise ValueError(f"the default size is no multiple of {self.multiple_of}")
-        return self
+__all__ = ["Capability", "Catalogue", "Defaults", "Limits", "ModelSpec", "load_catalogue"]
 
 
 class Catalogue:
@@ -96,29 +47,55 @@ class Catalogue:
 
 def load_catalogue(path: str, default: str = "") -> Catalogue:
     """Read and check the catalogue; raises SettingsError that names every mistake in it."""
-    specs = [_located(spec, Path(path).parent) for spec in _parse(path)]
-    versions = [spec.model_version for spec in specs]
-    if twice := sorted({version for version in versions if versions.count(version) > 1}):
-        raise SettingsError(f"{path}: model_version {', '.join(twice)} is there twice")
-    try:
-        return Catalogue(specs, default)
-    except UnknownModelVersion as error:
-        raise SettingsError(f"DEFAULT_MODEL_VERSION: {default} is not in {path}. {error}") from None
+    entries = _entries(path)
+    specs, mistakes = _parse(entries)
+    mistakes += _repeated(entries)
+    names = [entry.get("model_version") for entry in entries if isinstance(entry, dict)]
+    if default and default not in names:
+        mistakes.append(f"DEFAULT_MODEL_VERSION: {default} is not in the catalogue")
+    if mistakes:
+        raise SettingsError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
+    return Catalogue([_located(spec, Path(path).parent) for spec in specs], default)
 
 
-def _parse(path: str) -> list[ModelSpec]:
+def _entries(path: str) -> list[Any]:
     try:
-        document: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        entries = document.get("models") if isinstance(document, dict) else None
-        return TypeAdapter(Annotated[list[ModelSpec], Field(min_length=1)]).validate_python(entries)
-    except (OSError, yaml.YAMLError) as error:
+        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from None
-    except ValidationError as error:
-        lines = (f"{path}: models.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise SettingsError("\n".join(lines)) from None
+    entries = document.get("models") if isinstance(document, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise SettingsError(f"{path}: there must be a list `models` with at least one entry")
+    return entries
+
+
+def _parse(entries: list[Any]) -> tuple[list[ModelSpec], list[str]]:
+    """The entries that are right, and what is wrong with the others."""
+    specs, mistakes = [], []
+    for index, entry in enumerate(entries):
+        try:
+            specs.append(ModelSpec.model_validate(entry))
+        except ValidationError as error:
+            mistakes += [f"{_place(index, entry, e['loc'])}: {_reason(e)}" for e in error.errors()]
+    return specs, mistakes
+
+
+def _place(index: int, entry: Any, location: tuple[int | str, ...]) -> str:
+    name = entry.get("model_version") if isinstance(entry, dict) else None
+    return ".".join(map(str, ("models", index, *location))) + (f" ({name})" if isinstance(name, str) else "")
+
+
+def _reason(error: Any) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _repeated(entries: list[Any]) -> list[str]:
+    names = [entry.get("model_version") for entry in entries if isinstance(entry, dict)]
+    twice = sorted({name for name in names if isinstance(name, str) and names.count(name) > 1})
+    return [f"model_version {name} is there twice" for name in twice]
 
 
 def _located(spec: ModelSpec, folder: Path) -> ModelSpec:
-    if spec.source.startswith("python:"):
+    if spec.is_python or spec.is_remote:
         return spec
     return spec.model_copy(update={"source": str((folder / spec.source).resolve())})

@@ -1,134 +1,245 @@
 """diffusers pipelines: load once, then `generate(params, source, on_step)`.
 
-The one module of the service that imports torch at its top: only the child of a worker imports it.
+Only the child of a worker imports it, for it imports torch.
 """
 
-import hashlib
 import importlib
-import os
-import warnings
+import inspect
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+import diffusers
+import structlog
 import torch
-from diffusers import AutoPipelineForImage2Image, DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
+from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, DiffusionPipeline
 from PIL import Image, ImageOps
-from transformers.utils import logging as transformers_logging
 
-from app.errors import GpuOutOfMemory, ModelLoadFailed
+from app.errors import DarkroomError, ModelLoadFailed, SafetyBlocked
 from app.generate import Model, OnStep
-from app.models import ModelSpec
+from app.models import devices, sources
+from app.models.spec import ModelSpec
 from app.schemas import Params
 from app.settings import Settings
 
+log = structlog.get_logger("darkroom.models")
+
 
 def load(spec: ModelSpec, settings: Settings) -> Model:
-    """Load one model onto this process's device; raises ModelLoadFailed."""
-    device = choose_device(settings.device)
-    _prepare(settings)
+    """Load one model onto this process's device; raises ModelLoadFailed, and torch's error when it does not fit."""
+    device = devices.choose_device(settings.device)
+    devices.prepare(settings)
     try:
-        if spec.source.startswith("python:"):
+        if spec.is_python:
             module = importlib.import_module(spec.source.removeprefix("python:"))
             return cast("Model", module.load(spec, device))
-        return DiffusersModel(spec, device)
+        folder = sources.find(spec, settings.models_cache, allow_fetch=settings.models_fetch, device=device)
+        return DiffusersModel(spec, folder, device)
+    except ModelLoadFailed:
+        raise
     except Exception as error:
+        if devices.is_out_of_memory(error):
+            raise
         raise ModelLoadFailed(f"{spec.model_version} cannot be loaded: {error}") from error
-
-
-def choose_device(wanted: str) -> str:
-    """`auto` takes CUDA, then MPS, then the CPU."""
-    if wanted != "auto":
-        return wanted
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def warm_up(model: Model, spec: ModelSpec) -> None:
     """One small picture, so that a worker that cannot make any never takes a job; raises what the model raises."""
-    side = 8 * spec.multiple_of
-    params = Params(
+    if spec.capabilities[0] == "txt2img":
+        given: tuple[Image.Image | None, ...] = (None,)
+    else:
+        given = (Image.new("RGB", (64, 64), "gray"),)
+    masks = (Image.new("L", (64, 64), "white"),) if spec.capabilities[0] == "inpaint" else ()
+    pictures = list(model.generate(_small(spec), given[0], lambda _step, _steps: None, *masks))
+    if len(pictures) != 1:
+        raise ModelLoadFailed(f"{spec.model_version} made {len(pictures)} pictures where one was asked for")
+
+
+def _small(spec: ModelSpec) -> Params:
+    side = spec.multiple_of * max(1, 64 // spec.multiple_of)
+    return Params(
         prompt="warm-up", negative_prompt="", model_version=spec.model_version, seed=0, num_images=1,
         output_format="png", width=min(side, spec.limits.width), height=min(side, spec.limits.height),
         num_inference_steps=1, guidance_scale=spec.defaults.guidance_scale, strength=1.0,
+        scheduler=spec.defaults.scheduler,
     )  # fmt: skip
-    pictures = list(model.generate(params, None, lambda _step, _steps: None))
-    if len(pictures) != 1:
-        raise ModelLoadFailed(f"{spec.model_version} made {len(pictures)} pictures where one was asked for")
 
 
 class DiffusersModel:
     """A pipeline folder in diffusers' format, on one device."""
 
-    def __init__(self, spec: ModelSpec, device: str) -> None:
-        # Half precision on GPUs; a CPU is slower with it, and needs the type said so that no part differs.
-        dtype = torch.float16 if device.startswith("cuda") else torch.float32
-        self._text2image: Any = DiffusionPipeline.from_pretrained(spec.source, dtype=dtype, local_files_only=True)
-        self._text2image.set_progress_bar_config(disable=True)
-        self._text2image.to(device)
-        self._image2image: Any = None
-        if "img2img" in spec.capabilities:
-            self._image2image = AutoPipelineForImage2Image.from_pipe(self._text2image)
-            self._image2image.set_progress_bar_config(disable=True)
-        self.provenance: Mapping[str, str] = self._provenance(spec)
+    def __init__(self, spec: ModelSpec, folder: Path, device: str) -> None:
+        self._spec = spec
+        base = _open(spec, folder, device)
+        _place(base, spec, device)
+        # Each kind of job has a pipeline of its own, all on the same weights.
+        self._pipelines = {capability: _variant_for(capability, base, spec) for capability in spec.capabilities}
+        self._scheduler_config = base.scheduler.config if getattr(base, "scheduler", None) else None
+        self._own_scheduler = type(base.scheduler) if self._scheduler_config else None
+        self._schedulers = {name: self._allowed(name, base) for name in spec.schedulers}
+        self._base = base
+        self.weights_bytes = devices.weights_bytes(base)
+        self.weights_sha256 = sources.weights_digest(folder)
+        self.provenance: Mapping[str, str] = self._provenance(device)
+        self.checks_safety = spec.safety_checker
 
-    def generate(self, params: Params, source: Image.Image | None, on_step: OnStep) -> Iterator[Image.Image]:
+    def generate(
+        self, params: Params, source: Image.Image | None, on_step: OnStep, *mask: Image.Image
+    ) -> Iterator[Image.Image]:
         """See `generate.Model`. One call a picture, so that each can be made again alone, bit by bit."""
-        try:
-            for index in range(params.num_images):
-                yield self._one(params, index, source, on_step)
-        except torch.OutOfMemoryError:
-            raise GpuOutOfMemory(f"{params.width}x{params.height} does not fit into the GPU's memory.") from None
+        flagged = []
+        for index in range(params.num_images):
+            image, is_flagged = self._one(params, index, source, mask[0] if mask else None, on_step)
+            flagged.append(is_flagged)
+            yield image
+        if any(flagged):
+            raise SafetyBlocked(flagged)
 
-    def _one(self, params: Params, index: int, source: Image.Image | None, on_step: OnStep) -> Image.Image:
-        def after_step(pipe: Any, step: int, _: Any, values: dict[str, Any]) -> dict[str, Any]:
-            on_step(index * pipe.num_timesteps + step + 1, params.num_images * pipe.num_timesteps)
-            return values
+    @contextmanager
+    def frugal(self) -> Iterator[None]:
+        """Within it a picture takes less memory and more time, and its bytes may differ in the last bit."""
+        self._base.enable_attention_slicing()
+        vae = getattr(self._base, "vae", None)
+        with _enabled(vae, "slicing"), _enabled(vae, "tiling"):
+            try:
+                yield
+            finally:
+                self._base.disable_attention_slicing()
 
-        common = {
+    def _one(
+        self, params: Params, index: int, source: Image.Image | None, mask: Image.Image | None, on_step: OnStep
+    ) -> tuple[Image.Image, bool]:
+        """One picture, and whether the safety checker flagged it."""
+        pipeline = self._pipelines["txt2img" if source is None else "img2img" if mask is None else "inpaint"]
+        size = (params.width, params.height)
+        fitted = source and ImageOps.fit(source, size, Image.Resampling.LANCZOS)
+        fitted_mask = mask and ImageOps.fit(mask, size, Image.Resampling.LANCZOS)
+        self._set_scheduler(pipeline, params.scheduler)
+        wishes = {
+            **self._spec.call,
             "prompt": params.prompt,
             "negative_prompt": params.negative_prompt or None,
+            "width": params.width,
+            "height": params.height,
             "num_inference_steps": params.num_inference_steps,
             "guidance_scale": params.guidance_scale,
+            "image": fitted,
+            "mask_image": fitted_mask,
+            "strength": params.strength if fitted else None,
             # On the CPU, so that a seed means the same noise on every device.
             "generator": torch.Generator("cpu").manual_seed(params.seed + index),
-            "callback_on_step_end": after_step,
+            "callback_on_step_end": _after_step(params, index, on_step),
         }
         with torch.inference_mode():
-            if source is None:
-                result = self._text2image(width=params.width, height=params.height, **common)
-            else:
-                fitted = ImageOps.fit(source, (params.width, params.height), Image.Resampling.LANCZOS)
-                result = self._image2image(image=fitted, strength=params.strength, **common)
-        return cast("Image.Image", result.images[0])
+            result = pipeline(**_accepted(pipeline, wishes))
+        image = cast("Image.Image", result.images[0])
+        if fitted and fitted_mask:
+            # What the mask keeps is kept to the pixel: the decoder would change it a little.
+            image = Image.composite(image.convert("RGB"), fitted, fitted_mask)
+        return image, any(getattr(result, "nsfw_content_detected", None) or [])
 
-    def _provenance(self, spec: ModelSpec) -> dict[str, str]:
+    def _set_scheduler(self, pipeline: Any, name: str | None) -> None:
+        """A new one for each picture: they keep state, also that of a job that was stopped half-way."""
+        if self._own_scheduler is not None:
+            make = self._schedulers[name] if name else self._own_scheduler
+            pipeline.scheduler = make.from_config(self._scheduler_config)
+
+    def _allowed(self, name: str, base: Any) -> Any:
+        """The scheduler's class; raises ModelLoadFailed when this pipeline cannot run with it."""
+        found = getattr(diffusers, name, None)
+        if self._own_scheduler is None or found not in (self._own_scheduler, *base.scheduler.compatibles):
+            raise ModelLoadFailed(f"{self._spec.model_version} cannot run with {name}, which its entry allows.")
+        return found
+
+    def _provenance(self, device: str) -> dict[str, str]:
         libraries = " ".join(f"{name}/{version(name)}" for name in ("diffusers", "torch", "transformers"))
+        own = {"scheduler": self._own_scheduler.__name__} if self._own_scheduler else {}
         return {
             "Software": f"Darkroom ({libraries})",
-            "scheduler": type(self._text2image.scheduler).__name__,
-            "weights_sha256": weights_digest(Path(spec.source)),
+            "weights_sha256": self.weights_sha256,
+            "device": devices.describe(device),
+            **own,
         }
 
 
-def weights_digest(folder: Path) -> str:
-    """SHA-256 over the names and contents of all weight files below the folder, in the order of their names."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _open(spec: ModelSpec, folder: Path, device: str) -> Any:
+    """The pipeline on the CPU, in the number type of its device."""
+    cls = DiffusionPipeline if spec.pipeline == "auto" else getattr(diffusers, spec.pipeline, None)
+    if cls is None:
+        raise ModelLoadFailed(f"{spec.model_version}: diffusers {version('diffusers')} has no {spec.pipeline}.")
+    kind = devices.kind(device)
+    # The type is always said: parts that nobody told would each take the type of their own files.
+    options: dict[str, Any] = {"dtype": getattr(torch, getattr(spec.dtype, kind))}
+    if variant := getattr(spec.variant, kind):
+        options["variant"] = variant
+    has_checker = '"safety_checker"' in (folder / "model_index.json").read_text(encoding="utf-8")
+    if has_checker and not spec.safety_checker:
+        options |= {"safety_checker": None, "requires_safety_checker": False}
+    # Safetensors only: pickled weights run code.
+    pipeline = cls.from_pretrained(str(folder), local_files_only=True, use_safetensors=True, **options)
+    if spec.safety_checker and getattr(pipeline, "safety_checker", None) is None:
+        raise ModelLoadFailed(f"{spec.model_version}: its entry asks for a safety checker, and its pipeline has none.")
+    return pipeline
 
 
-def _prepare(settings: Settings) -> None:
-    """Fix what changes the bytes of a picture, and keep the libraries from writing their own lines."""
-    torch.set_num_threads(settings.torch_threads or os.cpu_count() or 1)
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module=r"diffusers|transformers")
+def _place(pipeline: Any, spec: ModelSpec, device: str) -> None:
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device)
+    if devices.kind(device) != "cuda":
+        return
+    for name in ("unet", "vae"):
+        if part := getattr(pipeline, name, None):
+            # Convolutions on tensor cores read this layout without a copy.
+            part.to(memory_format=torch.channels_last)
+    denoiser = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
+    if spec.compile and denoiser is not None:
+        denoiser.compile()
+
+
+def _variant_for(capability: str, base: Any, spec: ModelSpec) -> Any:
+    """The pipeline for this kind of job, on the weights of `base`; raises ModelLoadFailed when there is none."""
+    if capability == "txt2img":
+        return base
+    auto = AutoPipelineForImage2Image if capability == "img2img" else AutoPipelineForInpainting
+    try:
+        pipeline = auto.from_pipe(base)
+    except ValueError:
+        name = type(base).__name__
+        raise ModelLoadFailed(f"{spec.model_version}: diffusers has no {capability} for {name}.") from None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _accepted(pipeline: Any, wishes: Mapping[str, Any]) -> dict[str, Any]:
+    """What this pipeline's call takes of it: no two families of models take quite the same."""
+    known = inspect.signature(pipeline.__call__).parameters
+    return {name: value for name, value in wishes.items() if name in known and value is not None}
+
+
+def _after_step(params: Params, index: int, on_step: OnStep) -> Any:
+    def told(pipeline: Any, step: int, _: Any, values: dict[str, Any]) -> dict[str, Any]:
+        steps = getattr(pipeline, "num_timesteps", 0) or params.num_inference_steps
+        on_step(index * steps + step + 1, params.num_images * steps)
+        latents = values.get("latents")
+        if step + 1 >= steps and latents is not None and not bool(torch.isfinite(latents).all()):
+            # It would be decoded to a black picture.
+            raise DarkroomError("the model's numbers overflowed; give its entry a wider dtype")
+        return values
+
+    return told
+
+
+@contextmanager
+def _enabled(vae: Any, saving: str) -> Iterator[None]:
+    """One of the VAE's ways to save memory, where it has that."""
+    switch_on = getattr(vae, f"enable_{saving}", None)
+    if switch_on is None:
+        yield
+        return
+    switch_on()
+    try:
+        yield
+    finally:
+        getattr(vae, f"disable_{saving}")()

@@ -101,7 +101,7 @@ def test_a_port_that_is_taken_is_one_clear_sentence(place):
 def test_a_second_start_in_the_same_folder_is_refused(place):
     first = up(place, WEB_BIND=f"127.0.0.1:{free_port()}")
     try:
-        until(lambda: (place / "var/up/logs/web.log").exists(), 60, "the first one starts")
+        until((place / "var/up/logs/web.log").exists, 60, "the first one starts")
         second = up(place, "--once", WEB_BIND=f"127.0.0.1:{free_port()}")
         said, _ = second.communicate(timeout=60)
         assert (second.returncode, said) == (1, f"darkroom: Darkroom is already running from {place}.\n")

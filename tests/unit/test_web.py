@@ -88,7 +88,10 @@ def test_generate_gives_back_what_was_asked(client):
 def test_a_task_with_an_input_to_come_says_how_to_bring_it(client, settings, published):
     task = client.post("/generate", json={"prompt": "a red star", "input_image": True}).json
     assert (task["phase"], task["upload_method"], task["upload_headers"]) == ("AWAITING_UPLOAD", "PUT", {})
-    assert (task["upload_max_bytes"], task["upload_expires_at"] > task["created_at"]) == (settings.upload_max_bytes, True)
+    assert (task["upload_max_bytes"], task["upload_expires_at"] > task["created_at"]) == (
+        settings.upload_max_bytes,
+        True,
+    )
     assert task["urls"]["start"] == f"/tasks/{task['task_id']}/start"
     assert published == []
 

@@ -1,0 +1,110 @@
+"""What every request and answer of the web tier has in common: its id, its caller, its log line, its headers."""
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+from flask import Flask, Response, g, request
+
+from app.callers import Caller, Callers
+from app.errors import BadRequest
+from app.record import Job
+
+log = structlog.get_logger("darkroom.web")
+
+_PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
+
+# Whoever asks must be known, but for what says nothing about anyone's tasks.
+OPEN_ENDPOINTS = {
+    "healthz",
+    "readyz",
+    "version",
+    "openapi",
+    "docs",
+    "docs_start",
+    "swagger.static",
+    "home",
+    "page.static",
+}
+SIGNED_ENDPOINTS = {"files.download", "files.upload"}
+
+
+def register(app: Flask, callers: Callers) -> None:
+    """Hang the common parts on the app."""
+    app.before_request(_identify)
+    app.before_request(_authenticator(callers))
+    app.before_request(_parse)
+    app.after_request(_label)
+
+
+def refusal(status: int) -> dict[str, Any]:
+    """A refusal, for the OpenAPI document."""
+    return {"description": f"A problem document with status {status}.", **_PROBLEM}
+
+
+def responses(success: dict[int, Any], *refusals: int) -> Any:
+    """What an operation may answer, for the OpenAPI document; everyone may be refused for who they are."""
+    return {**success, **{status: refusal(status) for status in (401, 429, *refusals)}}
+
+
+def answer(document: Any, status: int = 200, **headers: str) -> Response:
+    """A pydantic document as JSON; `Retry_After` is written `Retry-After`."""
+    response = Response(document.model_dump_json(), status, mimetype="application/json")
+    response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
+    return response
+
+
+def tagged(response: Response, job: Job) -> Response:
+    """With an ETag that changes with the record, and 304 for who has that one."""
+    response.set_etag(f"{job.task_id}-{job.version}", weak=True)
+    return response.make_conditional(request)  # type: ignore[return-value]
+
+
+def caller() -> Caller:
+    """Who makes this request."""
+    known: Caller = g.caller
+    return known
+
+
+def _identify() -> None:
+    """Give the request an id: the client's own when it is a plain one."""
+    g.started = time.monotonic()
+    given = request.headers.get("X-Request-ID", "")
+    g.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
+    structlog.contextvars.clear_contextvars()
+    structlog.contextvars.bind_contextvars(request_id=g.request_id)
+
+
+def _authenticator(callers: Callers) -> Callable[[], None]:
+    def authenticate() -> None:
+        if request.endpoint not in OPEN_ENDPOINTS | SIGNED_ENDPOINTS and request.endpoint is not None:
+            g.caller = callers.identify(request.headers.get("Authorization", ""))
+
+    return authenticate
+
+
+def _parse() -> None:
+    """What is not a JSON object is refused as such, before its fields are looked at."""
+    if request.endpoint == "generate" and request.method == "POST":
+        try:
+            body = request.get_json()
+        except RecursionError:
+            raise BadRequest("The body is nested too deeply.") from None
+        # A text would be parsed once more.
+        if not isinstance(body, dict):
+            raise BadRequest("The body is no JSON object.")
+
+
+def _label(response: Response) -> Response:
+    milliseconds = round(1000 * (time.monotonic() - g.started), 1) if "started" in g else None
+    # The route, not the path: paths carry signed tokens.
+    log.info(
+        "request", method=request.method, route=str(request.url_rule), status=response.status_code, ms=milliseconds
+    )
+    response.headers["X-Request-ID"] = g.get("request_id", "")
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers.setdefault("Cache-Control", "no-store")
+    return response

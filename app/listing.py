@@ -1,0 +1,46 @@
+"""The caller's own tasks, newest first, a page at a time."""
+
+import math
+
+from app.documents import task_document
+from app.errors import InvalidRequest, TaskExpired, TaskNotFound
+from app.record import Job
+from app.schemas import TaskList, TaskListQuery
+from app.services import Services
+
+BATCH = 100
+
+
+def page(services: Services, caller: str, query: TaskListQuery) -> TaskList:
+    """The next page, and the cursor of the one after it; raises InvalidRequest for a cursor that is none of ours."""
+    before, jobs = _time(query.cursor), list[Job]()
+    while len(jobs) < query.limit and (batch := services.jobs.of(caller, before, BATCH)):
+        for task_id, made in batch:
+            before = made
+            if (job := _read(services, task_id)) and _fits(job, query):
+                jobs.append(job)
+            if len(jobs) == query.limit:
+                break
+    more = len(jobs) == query.limit and bool(services.jobs.of(caller, before, 1))
+    return TaskList(tasks=[task_document(job, services) for job in jobs], next_cursor=repr(before) if more else None)
+
+
+def _time(cursor: str | None) -> float:
+    try:
+        before = float(cursor) if cursor else math.inf
+    except ValueError:
+        before = math.nan
+    if math.isnan(before):
+        raise InvalidRequest("cursor: not one of ours", [{"field": "cursor", "reason": "not one of ours"}])
+    return before
+
+
+def _read(services: Services, task_id: str) -> Job | None:
+    try:
+        return services.jobs.get(task_id)
+    except (TaskNotFound, TaskExpired):
+        return None
+
+
+def _fits(job: Job, query: TaskListQuery) -> bool:
+    return query.status in (None, job.status) and query.model_version in (None, job.params.model_version)

