@@ -11,6 +11,7 @@ import click
 from app import __version__
 from app import settings as settings_module
 from app.errors import DarkroomError
+from app.models.commands import models
 
 CONFIG = Path(__file__).parents[1] / "config"
 
@@ -35,11 +36,20 @@ def main() -> None:
     """Darkroom: push-and-forget image generation. Settings come from the environment: see config/README.md."""
 
 
+main.add_command(models)
+
+
 @main.command()
 @_told
 def web() -> int:
     """Serve the HTTP API on WEB_BIND."""
-    settings_module.load()
+    # Deferred: a client command needs neither.
+    from app import callers, telemetry
+
+    loaded = settings_module.load()
+    callers.check_door(loaded)
+    telemetry.setup(loaded, "web")
+    callers.greet(loaded)
     # gunicorn takes this process over, so that signals reach it without us between.
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(CONFIG / "gunicorn.conf.py")])
 

@@ -36,9 +36,12 @@ class Client:
         if mask_image is not None:
             body["mask_image"] = True
         task = self._json("POST", "/generate", json=body)
-        if input_image is None:
+        uploads = {"upload_url": input_image, "mask_upload_url": mask_image}
+        if input_image is None and mask_image is None:
             return task
-        self._send(task["upload_method"], task["upload_url"], data=input_image, headers=task["upload_headers"])
+        for name, data in uploads.items():
+            if data is not None:
+                self._send(task["upload_method"], task[name], data=data, headers=task["upload_headers"])
         return self._json("POST", f"/tasks/{task['task_id']}/start")
 
     def task(self, task_id: str, wait: float = 0) -> dict[str, Any]:

@@ -129,10 +129,9 @@ def _progress(job: Job) -> Progress | None:
 
 def _eta(job: Job, position: int | None, services: Services) -> float | None:
     """Seconds until the job is done; None when nothing is known yet."""
-    step = services.jobs.step_seconds(job.params.model_version)
-    if step is None or job.phase in (Phase.AWAITING_UPLOAD, Phase.DONE):
+    typical = services.jobs.typical_seconds(job.params)
+    if typical is None or job.phase in (Phase.AWAITING_UPLOAD, Phase.DONE):
         return None
-    typical = step * job.params.num_inference_steps * job.params.num_images
     if position is None:
         return round(typical * (1 - job.step / job.steps if job.step and job.steps else 1), 1)
     workers = services.workers.ready_on(job.queue)

@@ -6,11 +6,13 @@
     ├── ClaimLost                 someone else holds the job now, or it is over: stop work, write nothing
     ├── Interrupted               the worker must stop: the job goes back to its queue
     ├── DeviceLost                the GPU failed: the process ends, another one runs the job
+    ├── EgressError               a webhook's receiver was not reached, or did not answer as it should
+    │   └── AddressRefused        its address is one that no stranger may send us to
     ├── ObjectExists              the output object is there already, from an earlier attempt
     ├── RequestError              told to the client as a problem document, nothing was accepted
     │   ├── BadRequest, InvalidRequest, UnknownModelVersion, UnsupportedMediaType, PayloadTooLarge
     │   ├── TaskNotFound, TaskExpired, ModelNotFound, RouteNotFound, MethodNotAllowed
-    │   ├── InputMissing, NotReady, IdempotencyKeyReuse, IdempotencyConflict
+    │   ├── InputMissing, NotReady, WebhookNotFound, IdempotencyKeyReuse, IdempotencyConflict
     │   ├── Unauthorized, Forbidden, RateLimited, QuotaExceeded, QueueFull
     │   └── BrokerUnavailable, StoreUnavailable, StorageUnavailable, NoWorker
     └── JobError                  ends an accepted job as FAILED; told in the task's `error`
@@ -54,18 +56,29 @@ class ObjectExists(DarkroomError):
     """An object of this name is in the store already."""
 
 
+class EgressError(DarkroomError):
+    """A request to an outside receiver failed. The message is short and names no URL: it is shown to the caller."""
+
+
+class AddressRefused(EgressError):
+    """The receiver's address is private, reserved, or otherwise none that a stranger may send us to."""
+
+
 class RequestError(DarkroomError):
-    """A refusal. `errors` names the fields at fault, as `{"field": …, "reason": …}`."""
+    """A refusal. `errors` names the fields at fault, as `{"field": …, "reason": …}`; `retry_after` is in seconds."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
     retryable: ClassVar[bool] = False
 
-    def __init__(self, detail: str = "", errors: list[dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self, detail: str = "", errors: list[dict[str, Any]] | None = None, *, retry_after: int | None = None
+    ) -> None:
         super().__init__(detail or self.title)
         self.detail = detail or self.title
         self.errors = errors or []
+        self.retry_after = retry_after
 
 
 class BadRequest(RequestError):
@@ -114,6 +127,10 @@ class InputMissing(RequestError):
 
 class NotReady(RequestError):
     status, code, title, retryable = 409, "not_ready", "No picture yet", True
+
+
+class WebhookNotFound(RequestError):
+    status, code, title = 404, "webhook_not_found", "The task has no webhook"
 
 
 class IdempotencyKeyReuse(RequestError):

@@ -1,6 +1,7 @@
 """Accepting a job: record, then publish, then undo on failure. The web tier and the courier share it."""
 
 import hashlib
+import math
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,16 +20,20 @@ from app.errors import (
     QueueFull,
     QuotaExceeded,
     RequestError,
+    TaskExpired,
+    TaskNotFound,
     UploadExpired,
 )
 from app.jobs import Terms
 from app.record import Job, Phase
 from app.schemas import GenerateRequest, Params, resolve
 from app.services import Services
-from app.storage import SignedUpload, name_in
+from app.storage import SignedUpload, name_in, not_ours
 from app.workers import status_among
 
 log = structlog.get_logger("darkroom.intake")
+
+TASK_ID_LENGTH = len(str(uuid.UUID(int=0)))
 
 
 _REFUSALS: dict[str, type[RequestError]] = {
@@ -64,8 +69,7 @@ class Intake:
         accepted = self._services.jobs.create(job, self._terms(request, caller, key))
         if accepted.verdict == "replay":
             return self._replay(accepted.task_id)
-        if refusal := _REFUSALS.get(accepted.verdict):
-            raise refusal()
+        self._check_verdict(accepted.verdict, job, caller)
         if job.phase is Phase.QUEUED:
             self._publish_or_undo(job)
         return Submission(self._services.jobs.get(job.task_id), notice=notice)
@@ -75,8 +79,7 @@ class Intake:
         self._look_for_workers(job)
         again = self._job(job.params, job.queue, caller, job.deadline_seconds, rerun_of=job.task_id)
         accepted = self._services.jobs.create(again, self._terms(None, caller, ""))
-        if refusal := _REFUSALS.get(accepted.verdict):
-            raise refusal()
+        self._check_verdict(accepted.verdict, again, caller)
         self._publish_or_undo(again)
         return self._services.jobs.get(again.task_id)
 
@@ -141,10 +144,19 @@ class Intake:
         spec = catalogue.get(request.model_version) if request.model_version else catalogue.default
         params = resolve(request, spec)
         for url in filter(None, (params.input_url, params.mask_url)):
-            name_in(settings.storage_url, url)
+            self._check_owner(name_in(settings.storage_url, url), caller)
         deadline = request.deadline_seconds or settings.deadline
         job = self._job(params, spec.queue, caller, deadline, client_ref=request.client_ref)
         return self._awaiting(job, request) if request.input_image or request.mask_image else job
+
+    def _check_owner(self, name: str, caller: Caller) -> None:
+        """An object belongs to the task whose id its name begins with; raises InvalidRequest for another caller's."""
+        task_id = name.partition("/")[2][:TASK_ID_LENGTH]
+        try:
+            if not caller.is_operator:
+                self._services.jobs.get(task_id, caller.name)
+        except (TaskNotFound, TaskExpired):
+            raise not_ours() from None
 
     def _look_for_workers(self, job: Job) -> str | None:
         """What to tell a client whose model nobody serves now; raises NoWorker where its entry refuses such jobs."""
@@ -186,6 +198,13 @@ class Intake:
             most_queued=self._services.settings.queue_limit,
             most_open=caller.open_tasks,
         )
+
+    def _check_verdict(self, verdict: str, job: Job, caller: Caller) -> None:
+        """Raises what the store's refusal means; a place is free again when a job of this model is done, about."""
+        if refusal := _REFUSALS.get(verdict):
+            seconds = self._services.jobs.typical_seconds(job.params) or 1
+            detail = f"At most {caller.open_tasks} unfinished tasks." if verdict == "quota_exceeded" else ""
+            raise refusal(detail, retry_after=min(max(math.ceil(seconds), 1), 60))
 
     def _replay(self, task_id: str) -> Submission:
         if self._services.jobs.unconfirmed(task_id):

@@ -203,10 +203,15 @@ end
 local function finish(token, status, seconds, quarantine, ...)
   local phase = get('phase')
   if not phase then return {'missing'} end
-  if phase == 'DONE' then return {get('token') == token and 'finished' or 'done'} end
+  if phase == 'DONE' then
+    -- Said again after an answer that was lost on its way.
+    return {get('token') == token and get('status') == status and 'finished' or 'done'}
+  end
   if token ~= '' and not holds(token) then return {'lost'} end
   local steps = time('steps')
   if not move('DONE') then return {'invalid', phase} end
+  -- The end is not the holder's own.
+  if token == '' then redis.call('HDEL', key, 'token') end
   if status == 'SUCCEEDED' then learn(steps) end
   put('status', status, 'expires_at', string.format('%.3f', now + seconds), ...)
   if quarantine == '1' then index('quarantine', now) end
@@ -228,12 +233,13 @@ function moves.cancel()
   return finish('', 'FAILED', ARGV[4], '', 'error', ARGV[3])
 end
 
--- seconds: leave nothing but the word that there was something.
+-- seconds: leave nothing but the word that there was something, and whose it was.
 function moves.delete()
   if get('phase') ~= 'DONE' then return {get('phase') and 'running' or 'missing'} end
-  redis.call('ZREM', 'jobs:of:' .. (get('caller') or ''), id)
+  local caller = get('caller') or ''
+  unindex('quarantine', 'of:' .. caller)
   redis.call('DEL', key)
-  put('phase', 'DONE', 'deleted', '1')
+  put('phase', 'DONE', 'deleted', '1', 'caller', caller)
   redis.call('EXPIRE', key, ARGV[3])
   return {'deleted'}
 end

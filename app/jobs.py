@@ -26,6 +26,7 @@ from app.errors import (
     TaskNotFound,
 )
 from app.record import TRANSITIONS, Job, Phase, Status, from_record, to_record
+from app.schemas import Params
 
 EVENTS = "jobs:events"
 DISCARDED_TTL = 3600
@@ -145,19 +146,22 @@ class JobStore:
         found = ask(lambda: self._redis.zrevrangebyscore(key, f"({before}", "-inf", 0, limit, withscores=True))
         return cast("list[tuple[str, float]]", found)
 
-    def step_seconds(self, model_version: str) -> float | None:
-        """How long one step of this model takes a worker; None while no job has been done."""
-        seconds = ask(lambda: self._redis.hget("models:step_seconds", model_version))
-        return float(seconds) if seconds else None
+    def typical_seconds(self, params: Params) -> float | None:
+        """How long such a job takes a worker, by what its model's steps took lately; None while none is known."""
+        step = ask(lambda: self._redis.hget("models:step_seconds", params.model_version))
+        return float(step) * params.num_inference_steps * params.num_images if step else None
 
     def unconfirmed(self, task_id: str) -> bool:
         """Whether its message is still on the way to the broker."""
         return ask(lambda: self._redis.zscore("jobs:unconfirmed", task_id)) is not None
 
-    def get(self, task_id: str) -> Job:
-        """The record; raises TaskNotFound, and TaskExpired once it is older than its keeping."""
+    def get(self, task_id: str, caller: str | None = None) -> Job:
+        """The record; raises TaskNotFound, and TaskExpired once it is older than its keeping.
+
+        With a `caller` everyone else's is not found, be it there, deleted or expired.
+        """
         record = ask(lambda: self._redis.hgetall(_key(task_id)))
-        if not record or "discarded" in record:
+        if not record or "discarded" in record or caller not in (None, record.get("caller")):
             raise TaskNotFound(f"There is no task {task_id}.")
         if "deleted" in record:
             raise TaskExpired(f"Task {task_id} was deleted.")

@@ -35,7 +35,9 @@ def invalid(error: ValidationError) -> Response:
 def _refused(error: RequestError) -> Response:
     answer = _answer(error.status, error.code, error.title, error.detail, error.errors)
     if error.retryable:
-        answer.headers["Retry-After"] = str(RETRY_AFTER)
+        answer.headers["Retry-After"] = str(error.retry_after or RETRY_AFTER)
+    if error.status == 401:
+        answer.headers["WWW-Authenticate"] = "Bearer"
     return answer
 
 

@@ -50,7 +50,8 @@ def build(settings: Settings, role: Role) -> Services:
         workers=WorkerRegistry(redis),
         storage=make_storage(settings),
         catalogue=catalogue,
-        callers=load_callers(settings),
+        # Only the web tier is called by anyone.
+        callers=load_callers(settings, redis) if role == "web" else Callers(redis),
         publish=publisher.publish,
         check_broker=publisher.check,
         redis=redis,

@@ -5,6 +5,7 @@ for a setting of its own.
 """
 
 import socket
+from ipaddress import ip_address
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -57,9 +58,13 @@ class Settings(BaseSettings):
     public_url: str = Field(
         "", description="The address clients use, for `file://` URLs; default `http://` + `WEB_BIND`."
     )
-    web_bind: str = Field("127.0.0.1:8000", description="Where the web tier listens, `host:port`.")
+    web_bind: str = Field(
+        "127.0.0.1:8000", pattern=r"^unix:.|:\d+$", description="Where the web tier listens, `host:port`."
+    )
     web_workers: int = Field(1, ge=1, le=64, description="Web processes.")
-    web_threads: int = Field(64, ge=1, le=1024, description="Threads of each web process; a waiting client holds one.")
+    web_threads: int = Field(
+        1024, ge=1, le=8192, description="Clients that one web process serves or lets wait at once."
+    )
     models_file: str = Field("config/models.yaml", description="The catalogue of models.")
     default_model_version: str = Field(
         "", description="Model of a request that names none; default: the catalogue's first."
@@ -89,6 +94,9 @@ class Settings(BaseSettings):
     deadline: int = Field(86_400, ge=1, description="A job without `deadline_seconds` is given up after this long.")
     queue_limit: int = Field(10_000, ge=0, description="Most jobs that may wait in one queue; 0: any number.")
     api_keys_file: str = Field("", description="API keys as hashes (`python -m app keys new`); none: loopback only.")
+    allow_anonymous: bool = Field(
+        False, description="Without API keys, answer other machines too: behind a proxy that says who may ask."
+    )
     upload_ttl: int = Field(900, ge=1, description="How long a client may take to upload its input picture.")
     upload_max_bytes: int = Field(20_000_000, ge=1, description="Largest input picture.")
     signed_url_ttl: int = Field(3600, ge=1, description="How long a picture's signed URL is good.")
@@ -113,6 +121,15 @@ class Settings(BaseSettings):
     def base_url(self) -> str:
         """The address of the web tier as its clients see it, without a slash at the end."""
         return (self.public_url or f"http://{self.web_bind}").rstrip("/")
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine reaches the web tier, as far as WEB_BIND says."""
+        host = self.web_bind.rpartition(":")[0].strip("[]")
+        try:
+            return self.web_bind.startswith("unix:") or host == "localhost" or ip_address(host).is_loopback
+        except ValueError:
+            return False
 
     @property
     def embedded(self) -> bool:

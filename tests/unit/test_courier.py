@@ -2,13 +2,15 @@
 
 import dataclasses
 import threading
+import uuid
 
 import pytest
 
 from app.courier import Courier
 from app.errors import BrokerUnavailable
 from app.intake import input_name
-from app.jobs import Phase, Status
+from app.record import Phase, Status
+from app.services import build
 from tests.things import deadline_passes, indexes, job, lease_runs_out, pass_time, picture
 
 
@@ -22,12 +24,18 @@ def jobs(services):
     return services.jobs
 
 
-def queued(jobs, **fields):
-    new = job(**fields)
+def queued(jobs):
+    new = job()
     jobs.create(new)
-    if not fields.get("waits"):
-        jobs.confirm(new.task_id)
+    jobs.confirm(new.task_id)
     return new.task_id
+
+
+def awaiting(services):
+    """The id of a job whose input picture is still to come."""
+    task_id = str(uuid.uuid4())
+    services.jobs.create(job(task_id=task_id, waits=True, input_url=services.storage.url_of(input_name(task_id))))
+    return task_id
 
 
 def lost(jobs, redis):
@@ -69,21 +77,21 @@ def test_a_job_whose_publishing_was_never_confirmed_is_published_again_after_a_w
 
 
 def test_a_job_whose_picture_has_arrived_is_started(courier, services, published):
-    task_id = queued(services.jobs, waits=True)
+    task_id = awaiting(services)
     services.storage.put(input_name(task_id), picture(), "image/png")
     courier.sweep()
     assert services.jobs.get(task_id).phase is Phase.QUEUED
     assert ids(published) == [task_id]
 
 
-def test_a_job_whose_picture_may_still_come_waits(courier, jobs, published):
-    task_id = queued(jobs, waits=True)
+def test_a_job_whose_picture_may_still_come_waits(courier, services, published):
+    task_id = awaiting(services)
     courier.sweep()
-    assert (jobs.get(task_id).phase, published) == (Phase.AWAITING_UPLOAD, [])
+    assert (services.jobs.get(task_id).phase, published) == (Phase.AWAITING_UPLOAD, [])
 
 
 def test_a_job_whose_picture_never_came_fails(courier, services):
-    task_id = queued(services.jobs, waits=True)
+    task_id = awaiting(services)
     pass_time(services.redis, task_id, "upload_expires_at", "uploads")
     courier.sweep()
     ended = services.jobs.get(task_id)
@@ -91,7 +99,7 @@ def test_a_job_whose_picture_never_came_fails(courier, services):
 
 
 def test_a_picture_that_came_in_the_last_moment_counts(courier, services, published):
-    task_id = queued(services.jobs, waits=True)
+    task_id = awaiting(services)
     services.storage.put(input_name(task_id), picture(), "image/png")
     pass_time(services.redis, task_id, "upload_expires_at", "uploads")
     courier.sweep()
@@ -138,8 +146,6 @@ def test_an_outage_of_the_broker_ends_the_sweep_and_loses_nothing(services, publ
 
 def test_an_outage_of_the_store_does_not_end_the_courier(services, settings):
     away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
-    from app.services import build
-
     Courier(build(away, "courier")).sweep_if_first()
 
 

@@ -18,17 +18,16 @@ from app.errors import (
     StorageUnavailable,
 )
 from app.generate import Runner, output_name
-from app.jobs import Phase, Status
 from app.pictures import encode
+from app.record import Phase, Status
 from tests.things import deadline_passes, indexes, job, lease_runs_out, params, picture
 
 
 class Painter:
     """A model that paints one colour; `before` is called with the parameters before the first step."""
 
-    provenance = {"scheduler": "none", "weights_sha256": "0"}
-
     def __init__(self, before=lambda params: None):
+        self.provenance = {"scheduler": "none", "weights_sha256": "0"}
         self.before = before
         self.sources = []
 

@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
+from app.callers import ANYONE
 from app.errors import BrokerUnavailable, InputMissing, InvalidRequest, TaskNotFound, UnknownModelVersion
 from app.intake import Intake, input_name
-from app.jobs import Phase, Status
+from app.record import Phase, Status
 from app.schemas import GenerateRequest
 from tests.things import indexes, picture
 
@@ -27,7 +28,8 @@ def broken(services):
 
 
 def submit(intake, **fields):
-    return intake.submit(GenerateRequest(prompt="a red star", **fields))
+    job = intake.submit(GenerateRequest(prompt="a red star", **fields), ANYONE).job
+    return job, intake.upload(job)
 
 
 def test_an_accepted_job_is_on_record_published_once_and_confirmed(intake, services, published):

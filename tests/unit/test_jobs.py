@@ -16,7 +16,8 @@ from app.errors import (
     TaskExpired,
     TaskNotFound,
 )
-from app.jobs import EVENTS, TRANSITIONS, Job, JobStore, Phase, Status
+from app.jobs import EVENTS, JobStore
+from app.record import TRANSITIONS, Job, Phase, Status
 from app.services import make_redis
 from tests.stack import until
 from tests.things import deadline_passes, indexes, job, lease_runs_out
@@ -105,7 +106,7 @@ def test_a_message_makes_the_same_job_again():
 def test_an_id_is_taken_once(jobs):
     new = job()
     assert jobs.create(new)
-    assert not jobs.create(dataclasses.replace(new, queue="other"))
+    assert jobs.create(dataclasses.replace(new, queue="other")).verdict == "exists"
     assert jobs.get(new.task_id).queue == new.queue
 
 
@@ -389,11 +390,16 @@ def test_a_queue_counts_its_own_jobs_in_their_order(jobs):
     first, second, other = job(), job(), job(queue="gen.big")
     for new in (first, second, other):
         jobs.create(new)
-        until(lambda created=jobs.now(): jobs.now() > created + 0.001, 1, "the next millisecond")
+        _next_millisecond(jobs)
     assert [jobs.queue_position(each) for each in (first, second, other)] == [0, 1, 0]
     assert (jobs.queue_depth("gen.tiny"), jobs.queue_depth("gen.big")) == (2, 1)
     assert claim(jobs, first.task_id).verdict == "claimed"
     assert [jobs.queue_position(first), jobs.queue_position(second)] == [None, 0]
+
+
+def _next_millisecond(jobs):
+    now = jobs.now()
+    until(lambda: jobs.now() > now + 0.001, 1, "the next millisecond")
 
 
 def test_each_move_is_told_once_with_the_next_version(jobs, redis):

@@ -9,7 +9,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule, 
 from redis import Redis
 
 from app.errors import ClaimLost, DeadlineExceeded, Internal, InvalidTransition, TaskNotFound
-from app.jobs import JobStore, Phase, Status
+from app.jobs import JobStore
+from app.record import Phase, Status
 from tests.things import deadline_passes, job, lease_runs_out
 
 MAX_ATTEMPTS = 3
@@ -137,7 +138,7 @@ class Jobs(RuleBasedStateMachine):
         expected = {
             Phase.AWAITING_UPLOAD: {"uploads", "deadlines"},
             Phase.QUEUED: {"queued:gen.tiny", "deadlines"},
-            **dict.fromkeys(RUNNING, {"leases", "deadlines"}),
+            **{phase: {"leases", "deadlines"} for phase in RUNNING},
             Phase.DONE: set(),
         }
         with self.redis.pipeline() as pipe:

@@ -3,8 +3,9 @@
 import pytest
 
 from app.errors import ClaimLost, Internal
-from app.jobs import JobStore, Phase
+from app.jobs import JobStore
 from app.lease import Lease
+from app.record import Phase
 from tests.stack import until
 from tests.things import job, lease_runs_out
 

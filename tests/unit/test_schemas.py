@@ -1,7 +1,7 @@
 """What may come in, and what the model fills in."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -127,6 +127,7 @@ def test_a_strength_does_not_matter_without_an_input():
     assert resolve(request(num_inference_steps=1, strength=0.1), SPEC).strength == 0.1
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.dictionaries(
         st.sampled_from([*GenerateRequest.model_fields, "other"]),

@@ -10,7 +10,7 @@ import structlog
 from PIL import Image
 
 from app import telemetry
-from app.errors import GpuOutOfMemory
+from app.errors import GpuOutOfMemory, JobError
 from app.generate import Runner
 from app.web import create_app
 from tests.things import job
@@ -62,11 +62,11 @@ def test_the_lines_of_libraries_have_the_same_format(lines):
 
 def test_an_exception_is_one_line_with_its_traceback(lines):
     try:
-        raise ValueError("no good")
+        int("no number")
     except ValueError:
         structlog.get_logger("darkroom.test").exception("thing.failed")
     [line] = lines()
-    assert "ValueError: no good" in json.dumps(line)
+    assert "ValueError: invalid literal" in json.dumps(line)
     assert "Traceback" in json.dumps(line)
 
 
@@ -96,10 +96,9 @@ def test_a_traceback_shows_no_local_variable(written, log_format):
 
 
 class Model:
-    provenance = {}
-
     def __init__(self, error=None):
         self.error = error
+        self.provenance = {}
 
     def generate(self, params, source, on_step):
         on_step(1, 1)
@@ -114,8 +113,8 @@ def test_no_line_of_a_whole_run_holds_the_prompt(services, lines, error):
     services.jobs.create(new)
     try:
         Runner(services, {"tiny-scenes-1": Model(error)}, "worker-1").run(new.message())
-    except Exception as raised:
-        logging.getLogger("celery").error("raised", exc_info=raised)
+    except JobError:
+        logging.getLogger("celery").exception("raised")
     told = lines()
     assert told
     assert PROMPT not in json.dumps(told)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import threading
+import uuid
 from urllib.parse import urlsplit
 
 import pytest
@@ -11,11 +12,11 @@ from jsonschema_rs import validator_for
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from app import __version__
-from app.errors import BrokerUnavailable, Internal
+from app.errors import BrokerUnavailable, Internal, StorageUnavailable
 from app.generate import output_name
+from app.intake import input_name
 from app.jobs import JobStore
 from app.services import build
-from app.storage import StorageUnavailable
 from app.web import create_app
 from app.workers import WorkerState
 from tests.things import PARAMS, job, picture
@@ -288,7 +289,7 @@ def test_there_is_no_picture_before_the_task_has_succeeded(client, services):
 def test_the_models_tell_limits_and_how_they_stand(client, services):
     queued(services)
     services.workers.announce(WorkerState("worker-1", "gen.tiny", "ready", ("tiny-scenes-1",)))
-    [model] = client.get("/models").json["models"]
+    model = client.get("/models").json["models"][0]
     assert (model["model_version"], model["default"], model["available"], model["queue_depth"]) == (
         "tiny-scenes-1", True, True, 1,
     )  # fmt: skip
@@ -297,7 +298,7 @@ def test_the_models_tell_limits_and_how_they_stand(client, services):
 
 
 def test_a_model_that_no_worker_serves_is_not_available(client):
-    assert [model["available"] for model in client.get("/models").json["models"]] == [False]
+    assert {model["available"] for model in client.get("/models").json["models"]} == {False}
 
 
 def test_an_unknown_model_is_not_found(client):
@@ -337,29 +338,33 @@ def test_a_store_that_is_away_is_told_within_two_seconds(away, method, path):
     assert time.monotonic() - started < 2
 
 
-def test_a_bucket_that_is_away_is_told(services):
-    class Away:
-        def stat(self, name):
-            raise StorageUnavailable
+def awaiting(services):
+    """The id of a task whose input picture is looked for at each read."""
+    task_id = str(uuid.uuid4())
+    return queued(services, task_id=task_id, waits=True, input_url=services.storage.url_of(input_name(task_id)))
 
-    client = create_app(dataclasses.replace(services, storage=Away())).test_client()
-    answer = client.get(f"/tasks/{queued(services, waits=True)}")
+
+def test_a_bucket_that_is_away_is_told(client, services, monkeypatch):
+    def away(name):
+        raise StorageUnavailable
+
+    monkeypatch.setattr(services.storage, "stat", away)
+    answer = client.get(f"/tasks/{awaiting(services)}")
     assert_problem(answer, 503, "storage_failed")
     assert answer.headers["Retry-After"]
 
 
-def test_a_fault_of_ours_tells_no_detail(services):
-    class Broken:
-        def stat(self, name):
-            raise ValueError("secret detail")
+def test_a_fault_of_ours_tells_no_detail(client, services, monkeypatch):
+    def broken(name):
+        raise ValueError("secret detail")
 
-    client = create_app(dataclasses.replace(services, storage=Broken())).test_client()
-    answer = client.get(f"/tasks/{queued(services, waits=True)}")
+    monkeypatch.setattr(services.storage, "stat", broken)
+    answer = client.get(f"/tasks/{awaiting(services)}")
     assert_problem(answer, 500, "internal")
     assert "secret" not in answer.text
 
 
-@pytest.mark.parametrize("path", ["/nope", "/tasks", "/tasks/x/", "/tasks/x/images/-1", "/docs/static/../../x"])
+@pytest.mark.parametrize("path", ["/nope", "/task", "/tasks/x/", "/tasks/x/images/-1", "/docs/static/../../x"])
 def test_an_unknown_path_is_a_problem_document_too(client, path):
     assert_problem(client.get(path), 404, "invalid_request")
 
@@ -376,7 +381,8 @@ def test_head_has_the_headers_of_get_and_options_tells_the_methods(client, servi
     assert client.head(path).content_length == client.get(path).content_length
     for url, methods in ((path, {"GET", "HEAD", "OPTIONS"}), ("/generate", {"OPTIONS", "POST"})):
         answer = client.options(url)
-        assert (answer.status_code, set(answer.headers["Allow"].split(", "))) == (200, methods)
+        assert answer.status_code == 200
+        assert methods <= set(answer.headers["Allow"].split(", "))
 
 
 def test_a_plain_request_id_is_echoed(client):

@@ -175,8 +175,8 @@ def _heart() -> list[Layer]:
 
 
 def _ring() -> list[Layer]:
-    # One path around the outer edge and back around the inner one leaves the hole open.
-    return [(_arc(0, 0, 1.0, 1.0) + _arc(0, 0, 0.52, 0.52, 360, 0), "main")]
+    # One path around the outer edge and back around the inner one leaves the hole open; the seam overlaps a little.
+    return [(_arc(0, 0, 1.0, 1.0, -1, 360) + _arc(0, 0, 0.52, 0.52, 360, -1), "main")]
 
 
 def _cross() -> list[Layer]:
@@ -248,7 +248,7 @@ def _mushroom() -> list[Layer]:
 
 def _fish() -> list[Layer]:
     return [
-        ([(0.4, 0), (1.12, -0.56), (0.96, 0), (1.12, 0.56)], "dark"),
+        ([(0.35, 0), (1.04, -0.56), (0.9, 0), (1.04, 0.56)], "dark"),
         ([(-0.25, -0.4), (0.35, -0.86), (0.45, -0.2)], "dark"),
         (_arc(-0.22, 0, 0.86, 0.56), "main"),
         (_arc(-0.62, -0.14, 0.15, 0.15), "cream"),

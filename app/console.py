@@ -1,0 +1,83 @@
+"""What every command has in common: its result on standard output, all else on standard error, its exit status."""
+
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from app.client import ApiError
+from app.errors import DarkroomError
+
+# Exit statuses; 2 is click's, for a wrong command line.
+DONE, REFUSED, FAILED, CANCELED, INTERRUPTED = 0, 1, 3, 4, 130
+
+# Lines are not folded where nobody sees them: they are read by programs.
+_WIDE = 250
+
+
+class Output:
+    """Where a command writes. With `as_json` standard output holds one JSON document and nothing else."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.progress = Console(stderr=True, highlight=False, markup=False)
+
+    def result(self, document: Any, text: str = "") -> None:
+        """The command's answer, for programs and for people."""
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False) if self.as_json else text)
+
+    def table(self, document: Any, columns: list[str], rows: list[list[str]]) -> None:
+        """The same, where people want to see rows."""
+        if self.as_json:
+            self.result(document)
+            return
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in columns:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False).print(table)
+
+    def note(self, text: str) -> None:
+        """A sentence beside the result."""
+        click.echo(text, err=True)
+
+    def refusal(self, error: DarkroomError) -> None:
+        """Why there is no result: one sentence, and for programs the service's problem document."""
+        if self.as_json:
+            problem = error.problem if isinstance(error, ApiError) else {}
+            self.result(problem or {"title": "Refused", "detail": str(error)})
+        self.note(f"darkroom: {error}")
+
+
+def told(command: Callable[..., int]) -> Callable[..., None]:
+    """A known error is one sentence on standard error and status 1, never a traceback; Ctrl-C is 130."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            sys.exit(command(*args, **kwargs))
+        except DarkroomError as error:
+            Output(as_json=bool(kwargs.get("as_json"))).refusal(error)
+            sys.exit(REFUSED)
+        except KeyboardInterrupt:
+            sys.exit(INTERRUPTED)
+
+    return run
+
+
+def answers(command: Callable[..., int]) -> Callable[..., None]:
+    """A command that takes `--json`; it is called with an Output."""
+
+    @told
+    @functools.wraps(command)
+    def run(*, as_json: bool, **kwargs: Any) -> int:
+        return command(Output(as_json=as_json), **kwargs)
+
+    option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, progress on stderr.")
+    return option(run)
