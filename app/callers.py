@@ -135,8 +135,8 @@ def check_door(settings: Settings) -> None:
         _KeyFile(settings.api_keys_file)
     elif not (settings.allow_anonymous or settings.is_local):
         raise SettingsError(
-            f"WEB_BIND={settings.web_bind} can be reached from other machines and there are no API keys: set API_KEYS_FILE"
-            " (`python -m app keys new NAME` makes a key), or ALLOW_ANONYMOUS=true behind a proxy of your own."
+            f"WEB_BIND={settings.web_bind} can be reached from other machines and there are no API keys: set"
+            " API_KEYS_FILE (`python -m app keys new NAME` makes a key), or ALLOW_ANONYMOUS=true behind your own proxy."
         )
 
 

@@ -1,49 +1,34 @@
-"""The command line: one command a role, and `up`, which runs all of them on this machine."""
+"""The command line: one command a role, `up`, which runs all of them on this machine, and the client's commands."""
 
 import os
 import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
 
 import click
 
-from app import __version__
+from app import __version__, commands, doctor, keys
 from app import settings as settings_module
-from app.errors import DarkroomError
-from app.models.commands import models
+from app.console import told
+from app.models import commands as catalogue
 
 CONFIG = Path(__file__).parents[1] / "config"
 
-
-def _told(command: Callable[..., int]) -> Callable[..., None]:
-    """An error that we know is one sentence on standard error and status 1, never a traceback."""
-
-    @wraps(command)
-    def run(*args: object, **kwargs: object) -> None:
-        try:
-            sys.exit(command(*args, **kwargs))
-        except DarkroomError as error:
-            click.echo(f"darkroom: {error}", err=True)
-            sys.exit(1)
-
-    return run
+_EPILOG = """\b
+Exit status: 0 done, 1 refused or not reachable, 2 wrong usage, 3 the task FAILED, 4 it was canceled, 130 Ctrl-C.
+DARKROOM_URL (default http://127.0.0.1:8000) and DARKROOM_API_KEY say which deployment the client commands ask."""
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(__version__, prog_name="darkroom")
 def main() -> None:
     """Darkroom: push-and-forget image generation. Settings come from the environment: see config/README.md."""
 
 
-main.add_command(models)
-
-
 @main.command()
-@_told
+@told
 def web() -> int:
     """Serve the HTTP API on WEB_BIND."""
-    # Deferred: a client command needs neither.
+    # Deferred: a client's command needs neither.
     from app import callers, telemetry
 
     loaded = settings_module.load()
@@ -55,18 +40,20 @@ def web() -> int:
 
 
 @main.command()
-@_told
+@told
 def worker() -> int:
     """Run jobs of one queue, one at a time, on one device."""
     # Before Celery is imported: SIGTERM gives the running job its grace, then hands it back.
     os.environ["REMAP_SIGTERM"] = "SIGQUIT"
+    # The child's threads wait asleep: spinning, two of them take twenty times as long on cores that are shared.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from app import worker as role
 
     return role.main(settings_module.load())
 
 
 @main.command()
-@_told
+@told
 def courier() -> int:
     """Sweep: find jobs that nobody looks after and move them on."""
     from app import courier as role
@@ -83,9 +70,25 @@ def settings() -> None:
 @main.command()
 @click.option("--prompt", default="a red circle on a blue background", show_default=True, help="The first picture.")
 @click.option("--once", is_flag=True, help="Stop after the first picture.")
-@_told
+@told
 def up(prompt: str, once: bool) -> int:
     """Run everything on this machine, make one picture, and go on serving until Ctrl-C."""
     from app import up as stack
 
     return stack.main(prompt, once=once)
+
+
+for command in (
+    commands.generate,
+    commands.status,
+    commands.wait,
+    commands.cancel,
+    commands.rerun,
+    commands.list_tasks,
+    commands.models,
+    doctor.doctor,
+    keys.keys,
+):
+    main.add_command(command)
+for command in catalogue.models.commands.values():
+    commands.models.add_command(command)

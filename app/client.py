@@ -1,57 +1,170 @@
-"""A small client of the public HTTP API: submit, upload, wait, download."""
+"""A small client of the public HTTP API: submit, upload, watch, wait, download.
 
+    client = Client("https://darkroom.example", key="dk_…")
+    ticket = client.generate("a red star over the sea", num_images=2)
+    task = client.wait(ticket["task_id"], seconds=60)
+    client.save(task["task_id"], Path("star.png"))
+
+Documents are dictionaries as /openapi.json describes them.
+"""
+
+import json
+import secrets
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import requests
+import urllib3
 
+from app import __version__
 from app.errors import DarkroomError
 
+# The longest wait of one request, in seconds: below the service's own limit and that of common proxies.
 WAIT = 30
+# The service says something at least every five seconds while it sends events.
+SILENCE = 20
+PAUSE = 1.0
+PASSING = {0, 429, 502, 503, 504}
 
 
 class ApiError(DarkroomError):
-    """The service said no, or nothing. `problem` is its problem document, empty when there was none."""
+    """The service said no, or nothing.
 
-    def __init__(self, message: str, problem: dict[str, Any] | None = None) -> None:
+    `status` is its HTTP status, 0 without an answer; `problem` its problem document, empty when there was none;
+    `retry_after` how many seconds it asks to wait, None when it did not say.
+    """
+
+    def __init__(
+        self, message: str, problem: dict[str, Any] | None = None, *, status: int = 0, retry_after: float | None = None
+    ) -> None:
         super().__init__(message)
         self.problem = problem or {}
+        self.status = status
+        self.retry_after = retry_after
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may succeed in a while."""
+        return self.status in PASSING
+
+
+@dataclass(frozen=True)
+class Event:
+    """One of a task's events: `status` with the task document, `progress` with step and steps, or `preview`."""
+
+    kind: str
+    data: dict[str, Any]
+    id: str = ""
+
+    @property
+    def is_last(self) -> bool:
+        return self.kind == "status" and self.data["status"] != "PENDING"
 
 
 class Client:
-    """Speaks to one deployment. Every method raises ApiError."""
+    """Speaks to one deployment. Every method raises ApiError. `timeout` is in seconds, for each answer."""
 
-    def __init__(self, url: str, timeout: float = 10) -> None:
+    def __init__(self, url: str, timeout: float = 10, key: str = "") -> None:
         self._url = url.rstrip("/")
         self._timeout = timeout
+        self._key = key
         self._session = requests.Session()
+        self._session.headers["User-Agent"] = f"darkroom/{__version__}"
 
     def generate(
         self, prompt: str, input_image: bytes | None = None, mask_image: bytes | None = None, **parameters: Any
     ) -> dict[str, Any]:
         """Submit a prompt, and bring its input picture and its mask if there are any; the task document."""
-        body = {"prompt": prompt, "input_image": input_image is not None, **parameters}
         if mask_image is not None:
-            body["mask_image"] = True
-        task = self._json("POST", "/generate", json=body)
-        uploads = {"upload_url": input_image, "mask_upload_url": mask_image}
-        if input_image is None and mask_image is None:
-            return task
-        for name, data in uploads.items():
+            parameters["mask_image"] = True
+        task = self.submit(prompt, input_image=input_image is not None, **parameters)
+        return task if input_image is None and mask_image is None else self.bring(task, input_image, mask_image)
+
+    def submit(self, prompt: str, idempotency_key: str = "", **parameters: Any) -> dict[str, Any]:
+        """Submit a prompt; the task document, with `upload_url` when `input_image=True` is among the parameters.
+
+        The same request with the same `idempotency_key` is one task, however often it is sent.
+        """
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._json("POST", "/generate", json={"prompt": prompt, **parameters}, headers=headers)
+
+    def bring(
+        self, ticket: dict[str, Any], input_image: bytes | None = None, mask_image: bytes | None = None
+    ) -> dict[str, Any]:
+        """Upload what a submitted task waits for, and start it; the task document."""
+        for name, data in (("upload_url", input_image), ("mask_upload_url", mask_image)):
             if data is not None:
-                self._send(task["upload_method"], task[name], data=data, headers=task["upload_headers"])
-        return self._json("POST", f"/tasks/{task['task_id']}/start")
+                self.upload(ticket, data, name)
+        return self.start(ticket["task_id"])
+
+    def upload(self, ticket: dict[str, Any], data: bytes, name: str = "upload_url") -> None:
+        """PUT a picture to the signed URL that the ticket holds under this name."""
+        if len(data) > (most := ticket["upload_max_bytes"]):
+            raise ApiError(f"The picture has {len(data)} bytes; this deployment takes {most}.", status=413)
+        # Not by _call: the signed URL says all, and the key is not for the bucket.
+        self._send(ticket["upload_method"], ticket[name], data=data, headers=ticket["upload_headers"])
+
+    def start(self, task_id: str) -> dict[str, Any]:
+        """The uploads are done: queue the task."""
+        return self._json("POST", f"/tasks/{_part(task_id)}/start")
 
     def task(self, task_id: str, wait: float = 0) -> dict[str, Any]:
         """The task document, as soon as the task is done or after `wait` seconds."""
-        return self._json("GET", f"/tasks/{task_id}", params={"wait": wait}, timeout=self._timeout + wait)
+        return self._json("GET", f"/tasks/{_part(task_id)}", params={"wait": wait}, timeout=self._timeout + wait)
+
+    def cancel(self, task_id: str) -> dict[str, Any]:
+        """End a queued task at once, a running one at its next step; the task document as it is then."""
+        return self._json("POST", f"/tasks/{_part(task_id)}/cancel")
+
+    def rerun(self, task_id: str) -> dict[str, Any]:
+        """The same parameters and seed once more; the new task's document."""
+        return self._json("POST", f"/tasks/{_part(task_id)}/rerun")
+
+    def delete(self, task_id: str) -> None:
+        """Remove a finished task and its pictures."""
+        self._call("DELETE", f"/tasks/{_part(task_id)}")
+
+    def page(self, cursor: str | None = None, **filters: Any) -> dict[str, Any]:
+        """One page of the caller's tasks, newest first: `tasks` and `next_cursor`.
+
+        The filters are `status` and `model_version`; `limit` says how many make a page.
+        """
+        wanted = {"cursor": cursor, **filters}
+        return self._json("GET", "/tasks", params={name: value for name, value in wanted.items() if value is not None})
+
+    def tasks(self, **filters: Any) -> Iterator[dict[str, Any]]:
+        """All of the caller's tasks that fit, newest first, asked for a page at a time."""
+        page = self.page(**filters)
+        yield from page["tasks"]
+        while page["next_cursor"]:
+            page = self.page(page["next_cursor"], **filters)
+            yield from page["tasks"]
+
+    def events(self, task_id: str, patience: float = 60) -> Iterator[Event]:
+        """What happens to the task, from how it is now to its end.
+
+        A stream that breaks is opened again, for at most `patience` seconds without a word from the service.
+        """
+        last, until = "", time.monotonic() + patience
+        while True:
+            try:
+                for event in self._stream(task_id, last):
+                    last, until = event.id, time.monotonic() + patience
+                    yield event
+                    if event.is_last:
+                        return
+            except ApiError as error:
+                self._pause(error, until)
 
     def follow(self, task_id: str, pause: float = 0.1) -> Iterator[dict[str, Any]]:
-        """The task document again and again, until the task is done."""
+        """The task document again and again, `pause` seconds apart, until the task is done."""
         while True:
-            task = self.task(task_id)
+            task = self._task(task_id, 0)
             yield task
             if task["status"] != "PENDING":
                 return
@@ -61,25 +174,28 @@ class Client:
         """The document of the finished task; raises ApiError when it is not done within `seconds`."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            task = self.task(task_id, min(left, WAIT))
+            task = self._task(task_id, min(left, WAIT))
             if task["status"] != "PENDING":
                 return task
         raise ApiError(f"Task {task_id} is not done after {seconds:g} s.")
 
     def image(self, task_id: str, index: int = 0) -> bytes:
         """The picture, as PNG."""
-        return self._send("GET", f"{self._url}/tasks/{task_id}/images/{index}").content
+        return self._call("GET", f"/tasks/{_part(task_id)}/images/{index}").content
 
-    def save(self, task_id: str, path: Path, index: int = 0) -> Path:
-        """Write the picture to a file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(self.image(task_id, index))
+    def save(self, task_id: str, path: Path, index: int = 0, *, overwrite: bool = True) -> Path:
+        """Write the picture to a file, whole or not at all; raises OSError, FileExistsError without `overwrite`."""
+        write(path, self.image(task_id, index), overwrite=overwrite)
         return path
 
     def models(self) -> list[dict[str, Any]]:
         """Every model that the deployment offers, the default first."""
         models: list[dict[str, Any]] = self._json("GET", "/models")["models"]
         return models
+
+    def version(self) -> str:
+        """The deployment's version; no key is needed."""
+        return str(self._json("GET", "/version").get("version"))
 
     def ready(self) -> bool:
         """Whether the web tier reaches its status store and its broker."""
@@ -89,16 +205,116 @@ class Client:
             return False
         return True
 
+    def _task(self, task_id: str, wait: float) -> dict[str, Any]:
+        """The task document; who asks again and again may be asked to ask less often."""
+        while True:
+            try:
+                return self.task(task_id, wait)
+            except ApiError as error:
+                if error.status != 429:
+                    raise
+                time.sleep(error.retry_after or PAUSE)
+
+    def _stream(self, task_id: str, last: str) -> Iterator[Event]:
+        """The events of one connection; always ends with an ApiError or its reader's going."""
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
+        silence = (self._timeout, SILENCE)
+        response = self._call("GET", f"/tasks/{_part(task_id)}/events", headers=headers, timeout=silence, stream=True)
+        with closing(response):
+            try:
+                yield from _events(_lines(response))
+            except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+                raise self._silent(error) from error
+        raise ApiError(f"{self._url} ended the events of {task_id} before its end.")
+
+    @staticmethod
+    def _pause(error: ApiError, until: float) -> None:
+        """Wait as long as the service asks; raises the error when it will not pass, or not in time."""
+        seconds = error.retry_after or PAUSE
+        if not error.is_passing or time.monotonic() + seconds > until:
+            raise error
+        time.sleep(seconds)
+
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        document: dict[str, Any] = self._send(method, self._url + path, **options).json()
+        response = self._call(method, path, **options)
+        document = _document(response)
+        if document is None:
+            raise ApiError(f"{self._url} is no Darkroom: {method} {path} gave no JSON.", status=response.status_code)
         return document
+
+    def _call(self, method: str, path: str, **options: Any) -> requests.Response:
+        """A request to the service itself, with the key; a redirect to another host goes without."""
+        return self._send(method, self._url + path, auth=self._authorize, **options)
+
+    def _authorize(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        if self._key:
+            request.headers["Authorization"] = f"Bearer {self._key}"
+        return request
 
     def _send(self, method: str, url: str, **options: Any) -> requests.Response:
         try:
             response = self._session.request(method, url, **{"timeout": self._timeout, **options})
         except requests.RequestException as error:
-            raise ApiError(f"{self._url} does not answer ({type(error).__name__}).") from error
+            raise self._silent(error) from error
         if response.ok:
             return response
-        problem = response.json() if "json" in response.headers.get("Content-Type", "") else {}
-        raise ApiError(problem.get("detail") or f"{method} {url}: {response.status_code}", problem)
+        problem = _document(response) or {}
+        # The path alone: what follows it may be a signature.
+        message = problem.get("detail") or f"{method} {url.partition('?')[0]}: {response.status_code}"
+        seconds = response.headers.get("Retry-After", "")
+        retry_after = float(seconds) if seconds.isdecimal() else None
+        raise ApiError(str(message), problem, status=response.status_code, retry_after=retry_after)
+
+    def _silent(self, error: Exception) -> ApiError:
+        return ApiError(f"{self._url} does not answer ({type(error).__name__}).")
+
+
+def write(path: Path, data: bytes, *, overwrite: bool) -> None:
+    """Write a file, whole or not at all; raises OSError, FileExistsError without `overwrite`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if overwrite and path.exists() and not path.is_file():
+        # A device or a pipe: nothing may take its place.
+        path.write_bytes(data)
+        return
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        part.write_bytes(data)
+        if not overwrite:
+            # Takes the name, so that nobody else's file is replaced.
+            path.touch(exist_ok=False)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _document(response: requests.Response) -> dict[str, Any] | None:
+    try:
+        document = response.json() if "json" in response.headers.get("Content-Type", "") else None
+    except requests.JSONDecodeError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _part(task_id: str) -> str:
+    """An id as one part of a path, whatever someone typed."""
+    return quote(task_id, safe="")
+
+
+def _lines(response: requests.Response) -> Iterator[str]:
+    """The lines of a body as they come, however it is cut into pieces."""
+    rest = b""
+    while piece := response.raw.read1(1 << 16, decode_content=True):
+        *lines, rest = (rest + piece).split(b"\n")
+        yield from (line.decode().removesuffix("\r") for line in lines)
+
+
+def _events(lines: Iterator[str]) -> Iterator[Event]:
+    """Server-sent events; a line that begins with a colon only says that the service is alive."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        if name:
+            fields[name] = value.removeprefix(" ")
+        elif not line and "data" in fields:
+            yield Event(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id", ""))
+            fields = {}

@@ -52,7 +52,15 @@ class Output:
         if self.as_json:
             problem = error.problem if isinstance(error, ApiError) else {}
             self.result(problem or {"title": "Refused", "detail": str(error)})
-        self.note(f"darkroom: {error}")
+        self.note(f"darkroom: {error}{_advice(error)}")
+
+
+def _advice(error: DarkroomError) -> str:
+    if not isinstance(error, ApiError):
+        return ""
+    if error.retry_after:
+        return f" Try again in {error.retry_after:g} s."
+    return {0: " DARKROOM_URL says where to look.", 401: " DARKROOM_API_KEY holds the key."}.get(error.status, "")
 
 
 def told(command: Callable[..., int]) -> Callable[..., None]:
@@ -71,13 +79,20 @@ def told(command: Callable[..., int]) -> Callable[..., None]:
     return run
 
 
-def answers(command: Callable[..., int]) -> Callable[..., None]:
-    """A command that takes `--json`; it is called with an Output."""
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, progress on stderr.")
+
+
+def answering(command: Callable[..., int]) -> Callable[..., None]:
+    """A command that is called with an Output."""
 
     @told
     @functools.wraps(command)
     def run(*, as_json: bool, **kwargs: Any) -> int:
         return command(Output(as_json=as_json), **kwargs)
 
-    option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, progress on stderr.")
-    return option(run)
+    return run
+
+
+def answers(command: Callable[..., int]) -> Callable[..., None]:
+    """The same, which takes `--json`."""
+    return json_option(answering(command))

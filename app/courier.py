@@ -1,4 +1,4 @@
-"""What no GPU is needed for: the sweep, which finds jobs that nobody looks after and moves them on.
+"""What no GPU is needed for: the sweep, which finds jobs that nobody looks after and moves them on; and webhooks.
 
 Each index is sorted by time, so that a sweep costs what it moves and not what exists.
 """
@@ -14,19 +14,25 @@ from app.errors import BrokerUnavailable, ClaimLost, DarkroomError, DeadlineExce
 from app.intake import Intake
 from app.services import Services, build
 from app.settings import Settings
+from app.webhooks import Dispatcher
 
 log = structlog.get_logger("darkroom.courier")
 
 
 def main(settings: Settings) -> int:
-    """Sweep until told to stop; the exit status."""
+    """Sweep and deliver webhooks until told to stop; the exit status."""
     telemetry.setup(settings, "courier")
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    courier = Courier(build(settings, "courier"))
+    services = build(settings, "courier")
+    courier = Courier(services)
+    # On threads of its own: no receiver's slowness may hold up the sweep.
+    deliveries = threading.Thread(target=Dispatcher(services).run, args=(stop,), name="webhooks")
+    deliveries.start()
     while not stop.wait(settings.sweep_interval):
         courier.sweep_if_first()
+    deliveries.join()
     return 0
 
 

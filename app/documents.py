@@ -5,9 +5,22 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from app.egress import without_query
 from app.models import ModelSpec
 from app.record import Job, Phase, Status
-from app.schemas import Image, Model, ModelOnWorker, Progress, Safety, Submitted, Task, TaskError, TaskUrls
+from app.schemas import (
+    Delivery,
+    Image,
+    Model,
+    ModelOnWorker,
+    Progress,
+    Safety,
+    Submitted,
+    Task,
+    TaskError,
+    TaskUrls,
+    Webhook,
+)
 from app.services import Services
 from app.storage import SignedUpload
 from app.workers import WorkerState, status_among
@@ -36,7 +49,7 @@ def submitted_document(
         mask_upload_url=mask_upload.url if mask_upload else None,
         upload_method=awaited.method if awaited else None,
         upload_headers=awaited.headers if awaited else None,
-        upload_expires_at=_time(job.upload_expires_at) if awaited else None,
+        upload_expires_at=as_time(job.upload_expires_at) if awaited else None,
         upload_max_bytes=services.settings.upload_max_bytes if awaited else None,
     )
 
@@ -90,15 +103,15 @@ def _fields(job: Job, services: Services) -> dict[str, Any]:
         "task_id": job.task_id,
         "status": job.status,
         "phase": job.phase,
-        **{name: _time(getattr(job, name)) for name in _TIMES},
+        **{name: as_time(getattr(job, name)) for name in _TIMES},
         "queue_position": (position := services.jobs.queue_position(job) if job.phase is Phase.QUEUED else None),
         "eta_seconds": _eta(job, position, services),
         "progress": _progress(job),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
-        "attempts": [{**attempt, "started_at": _time(attempt["started_at"])} for attempt in job.attempts],
+        "attempts": [{**attempt, "started_at": as_time(attempt["started_at"])} for attempt in job.attempts],
         "image_url": images[0].url if images else None,
-        "image_url_expires_at": _time(expires_at) if images else None,
+        "image_url_expires_at": as_time(expires_at) if images else None,
         "images": images,
         "seed": job.params.seed,
         "model_version": job.params.model_version,
@@ -109,6 +122,7 @@ def _fields(job: Job, services: Services) -> dict[str, Any]:
         "safety": Safety(**job.safety) if job.safety else None,
         "rerun_of": job.rerun_of,
         "client_ref": job.client_ref,
+        "webhook": _webhook(job),
         "urls": _urls(job, services.settings.base_url if services.settings.public_url else ""),
     }
 
@@ -118,7 +132,18 @@ _TIMES = ("created_at", "queued_at", "started_at", "finished_at", "expires_at", 
 
 def _image(stored: dict[str, Any], services: Services) -> Image:
     url = services.storage.download_url(stored["name"], services.settings.signed_url_ttl)
-    return Image(url=url, **{name: value for name, value in stored.items() if name != "name"})
+    facts = {name: value for name, value in stored.items() if name != "name"}
+    return Image(url=url, input_url=services.storage.url_of(stored["name"]), **facts)
+
+
+def _webhook(job: Job) -> Webhook | None:
+    if job.webhook_url is None:
+        return None
+    return Webhook(
+        url=without_query(job.webhook_url),
+        events=job.webhook_events,
+        deliveries=[Delivery(**{**delivery, "at": as_time(delivery["at"])}) for delivery in job.deliveries],
+    )
 
 
 def _progress(job: Job) -> Progress | None:
@@ -152,7 +177,8 @@ def _inline(job: Job, services: Services) -> str | None:
     return base64.b64encode(data).decode() if data else None
 
 
-def _time(seconds: float | None) -> str | None:
+def as_time(seconds: float | None) -> str | None:
+    """RFC 3339 in UTC."""
     if seconds is None:
         return None
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,8 +1,8 @@
 """One HTTP request to an address that a stranger chose, which must not reach anything of our own.
 
-What is checked is what is connected to: the name is resolved once, every address found is checked, and the socket goes to
-one of these addresses, so that a name server that answers differently the next time changes nothing. TLS still
-verifies the name. There is no proxy, no redirect, no kept connection, no credential of ours; the time is for
+What is checked is what is connected to: the name is resolved once, every address found is checked, and the socket
+goes to one of these addresses, so that a name server that answers differently the next time changes nothing. TLS
+still verifies the name. There is no proxy, no redirect, no kept connection, no credential of ours; the time is for
 everything together, and of the answer only the head is read.
 
 No library fits as it is: Advocate is given up, requests-hardened looks at the first address only and bounds
@@ -227,7 +227,7 @@ def _first_of(found: list[tuple[Any, ...]], deadline: float) -> socket.socket:
 def _exchange(sock: socket.socket, target: Target, body: bytes, headers: dict[str, str], deadline: float) -> int:
     connection = http.client.HTTPConnection(target.host, target.port)
     # With a socket of its own it opens none.
-    connection.sock = _Bounded(sock, deadline)  # type: ignore[assignment]
+    connection.sock = _Bounded(sock, deadline)
     connection.request("POST", target.path, body, {"Host": target.authority, "Connection": "close", **headers})
     with closing(connection.getresponse()) as response:
         return response.status

@@ -23,11 +23,10 @@ OPEN_ENDPOINTS = {
     "readyz",
     "version",
     "openapi",
-    "docs",
-    "docs_start",
-    "swagger.static",
-    "home",
+    "page.home",
+    "page.docs",
     "page.static",
+    "page.swagger.static",
 }
 SIGNED_ENDPOINTS = {"files.download", "files.upload"}
 

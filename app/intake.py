@@ -5,9 +5,11 @@ import math
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Any
 
 import structlog
 
+from app import webhooks
 from app.callers import Caller
 from app.errors import (
     BrokerUnavailable,
@@ -77,7 +79,7 @@ class Intake:
     def rerun(self, job: Job, caller: Caller) -> Job:
         """The same job once more, as a new one; raises RequestError."""
         self._look_for_workers(job)
-        again = self._job(job.params, job.queue, caller, job.deadline_seconds, rerun_of=job.task_id)
+        again = self._job(job.params, job.queue, caller, job.deadline_seconds, rerun_of=job.task_id, **_webhook(job))
         accepted = self._services.jobs.create(again, self._terms(None, caller, ""))
         self._check_verdict(accepted.verdict, again, caller)
         self._publish_or_undo(again)
@@ -143,10 +145,11 @@ class Intake:
         catalogue, settings = self._services.catalogue, self._services.settings
         spec = catalogue.get(request.model_version) if request.model_version else catalogue.default
         params = resolve(request, spec)
+        webhooks.check(request.webhook_url, settings)
         for url in filter(None, (params.input_url, params.mask_url)):
             self._check_owner(name_in(settings.storage_url, url), caller)
         deadline = request.deadline_seconds or settings.deadline
-        job = self._job(params, spec.queue, caller, deadline, client_ref=request.client_ref)
+        job = self._job(params, spec.queue, caller, deadline, client_ref=request.client_ref, **_webhook(request))
         return self._awaiting(job, request) if request.input_image or request.mask_image else job
 
     def _check_owner(self, name: str, caller: Caller) -> None:
@@ -167,7 +170,7 @@ class Intake:
             raise NoWorker(f"No worker serves {spec.model_version} now.")
         return f"No worker serves {spec.model_version} now; the job waits for one until its deadline."
 
-    def _job(self, params: Params, queue: str, caller: Caller, deadline: float, **more: str | None) -> Job:
+    def _job(self, params: Params, queue: str, caller: Caller, deadline: float, **more: Any) -> Job:
         return Job(
             task_id=str(uuid.uuid4()),
             params=params,
@@ -175,7 +178,7 @@ class Intake:
             max_attempts=self._services.settings.max_attempts,
             deadline_seconds=deadline,
             caller=caller.name,
-            **more,  # type: ignore[arg-type]
+            **more,
         )
 
     def _awaiting(self, job: Job, request: GenerateRequest) -> Job:
@@ -227,6 +230,10 @@ class Intake:
             log.warning("job.publish_postponed", task_id=job.task_id)
         else:
             self._services.jobs.confirm(job.task_id)
+
+
+def _webhook(source: GenerateRequest | Job) -> dict[str, Any]:
+    return {"webhook_url": source.webhook_url, "webhook_events": list(source.webhook_events)}
 
 
 def input_name(task_id: str) -> str:

@@ -21,6 +21,14 @@ local function tell()
     step = tonumber(fields[3] or ''), steps = tonumber(fields[4] or '')}))
 end
 
+-- The outbox of webhooks (webhooks.lua): one entry for each event that the caller asked for, at its first time.
+local function announce(event)
+  local asked = get('webhook_events')
+  if not asked or not string.find(asked, '"' .. event .. '"', 1, true) then return end
+  if redis.call('HSETNX', key, 'webhook_tries:' .. event, 0) == 0 then return end
+  redis.call('ZADD', 'webhooks:due', string.format('%.6f', now), id .. '.' .. event)
+end
+
 local leave = {
   AWAITING_UPLOAD = function() unindex('uploads') end,
   QUEUED = function() unindex('unconfirmed', 'queued:' .. get('queue')) end,
@@ -34,11 +42,15 @@ local enter = {
     index('queued:' .. get('queue'), now)
     unindex('leases')
   end,
-  STARTING = function() stamp('started_at') end,
+  STARTING = function()
+    stamp('started_at')
+    announce('started')
+  end,
   DONE = function()
     stamp('finished_at')
     unindex('leases', 'deadlines', 'open:' .. get('caller'))
     redis.call('HDEL', key, 'lease', 'step', 'steps')
+    announce('completed')
   end,
 }
 

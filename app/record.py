@@ -74,6 +74,9 @@ class Job:
     caller: str = "anonymous"
     rerun_of: str | None = None
     cancel: bool = False
+    webhook_url: str | None = field(default=None, repr=False)
+    webhook_events: list[str] = field(default_factory=list)
+    deliveries: list[dict[str, Any]] = field(default_factory=list)
 
     def message(self) -> dict[str, Any]:
         """What travels through the broker: enough to make a lost record again."""
@@ -85,26 +88,30 @@ class Job:
             "client_ref": self.client_ref,
             "caller": self.caller,
             "rerun_of": self.rerun_of,
+            "webhook_url": self.webhook_url,
+            "webhook_events": self.webhook_events,
             **self.params.model_dump(),
         }
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> "Job":
         """The queued job that `message()` described."""
-        own = {
-            key: message[key]
-            for key in ("task_id", "queue", "deadline_seconds", "max_attempts", "client_ref", "caller", "rerun_of")
-        }
+        own = {key: message[key] for key in _OWN if key in message}
         return cls(params=Params.model_validate({k: v for k, v in message.items() if k not in own}), **own)
 
 
+# What of a message is the job's own; the rest are its parameters.
+_OWN = (
+    "task_id", "queue", "deadline_seconds", "max_attempts", "client_ref", "caller", "rerun_of", "webhook_url",
+    "webhook_events",
+)  # fmt: skip
 _TIMES = {
     "created_at", "queued_at", "started_at", "finished_at", "expires_at", "deadline_at", "upload_expires_at",
     "deadline_seconds", "upload_seconds",
 }  # fmt: skip
 _COUNTS = {"version", "attempt", "max_attempts", "step", "steps"}
-_DOCUMENTS = {"attempts", "images", "metrics", "error", "safety"}
-_TEXTS = {"queue", "worker_version", "client_ref", "caller", "rerun_of"}
+_DOCUMENTS = {"attempts", "images", "metrics", "error", "safety", "webhook_events", "deliveries"}
+_TEXTS = {"queue", "worker_version", "client_ref", "caller", "rerun_of", "webhook_url"}
 
 
 def from_record(task_id: str, record: dict[str, str]) -> Job:
@@ -136,5 +143,7 @@ def to_record(job: Job) -> dict[str, str | int | float]:
         "client_ref": job.client_ref,
         "caller": job.caller,
         "rerun_of": job.rerun_of,
+        "webhook_url": job.webhook_url,
+        "webhook_events": json.dumps(job.webhook_events) if job.webhook_url else None,
     }
     return {name: value for name, value in record.items() if value is not None}

@@ -19,6 +19,9 @@ MAX_SEED = 2**32 - 1
 Text = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x08\x0b\x0c\x0e-\x1f]*$")]
 
 
+WebhookEvent = Literal["started", "completed"]
+
+
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -51,6 +54,13 @@ class GenerateRequest(_Strict):
     num_images: Annotated[int, Field(ge=1, le=100, description="Made with seed, seed + 1, …")] = 1
     output_format: Literal["png"] = "png"
     deadline_seconds: Annotated[int | None, Field(ge=1, le=604_800, description="Give up after this long.")] = None
+    webhook_url: Annotated[
+        str | None, Field(max_length=2000, description="An https address of yours that is told what happened.")
+    ] = None
+    webhook_events: Annotated[
+        list[WebhookEvent],
+        Field(min_length=1, max_length=2, description="What it is told; `completed` is SUCCEEDED and FAILED."),
+    ] = ["completed"]
     client_ref: Annotated[Text | None, Field(max_length=200, description="Kept and given back as it is.")] = None
 
     @model_validator(mode="after")
@@ -201,11 +211,15 @@ class Safety(_Answer):
 
 
 class Image(_Answer):
-    """One finished picture. `bytes` is its size; `url` is signed anew at each read."""
+    """One finished picture. `bytes` is its size; `url` is signed anew at each read.
+
+    `input_url` is its own address: a further request may name it as the picture to start from.
+    """
 
     index: int
     seed: int
     url: str
+    input_url: str
     sha256: str
     bytes: int
     width: int
@@ -218,6 +232,24 @@ class TaskUrls(_Answer):
     events: str
     image: str
     start: str | None = None
+
+
+class Delivery(_Answer):
+    """One try to tell the webhook. `status` is the receiver's, null with an `error` when there was no answer."""
+
+    event: WebhookEvent
+    attempt: int
+    at: str
+    status: int | None
+    error: str | None
+
+
+class Webhook(_Answer):
+    """The task's webhook, its URL without the query; the last deliveries, oldest first."""
+
+    url: str
+    events: list[WebhookEvent]
+    deliveries: list[Delivery]
 
 
 class Task(_Answer):
@@ -251,7 +283,16 @@ class Task(_Answer):
     safety: Safety | None
     rerun_of: str | None
     client_ref: str | None
+    webhook: Webhook | None
     urls: TaskUrls
+
+
+class WebhookPayload(_Answer):
+    """What a webhook is sent: what happened, when, and the task as it is at the time of sending."""
+
+    type: Literal["task.started", "task.completed"]
+    timestamp: str
+    data: Task
 
 
 class TaskList(_Answer):

@@ -4,6 +4,8 @@ config/README.md shows the same table; a test compares them. Nothing else in the
 for a setting of its own.
 """
 
+import base64
+import re
 import socket
 from ipaddress import ip_address
 from typing import Annotated, Literal
@@ -11,7 +13,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from app import __version__
 from app.errors import SettingsError
@@ -105,6 +107,18 @@ class Settings(BaseSettings):
     unconfirmed_after: float = Field(
         30, gt=0, description="A job whose publishing was never confirmed is published again."
     )
+    webhook_secret: SecretStr = Field(
+        SecretStr(""),
+        description="Signs webhooks: `whsec_` and 24 to 64 bytes in base64; to rotate it, the new and the old one with "
+        "a space between. Without it a `webhook_url` is refused.",
+    )
+    webhook_timeout: float = Field(10, gt=0, le=60, description="A webhook's receiver must answer within this.")
+    webhook_pause: float = Field(
+        5, gt=0, description="Pause before a webhook's second try; each of the six later ones is four times as long."
+    )
+    webhook_allow_private: bool = Field(
+        False, description="For development: webhooks may go to `http://`, to this machine and to private networks."
+    )
     log_format: Literal["console", "json"] = Field("json", description="`json` (one ECS document a line) or `console`.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The least severe line written."
@@ -116,6 +130,18 @@ class Settings(BaseSettings):
         if str(others.data.get("storage_url")).startswith("file:") and len(key.get_secret_value()) < 32:
             raise ValueError("must have at least 32 characters when STORAGE_URL is file://")
         return key
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _is_a_secret_of_standard_webhooks(cls, secrets: SecretStr) -> SecretStr:
+        for secret in secrets.get_secret_value().split():
+            try:
+                size = len(base64.b64decode(secret.removeprefix("whsec_"), validate=True))
+            except ValueError:
+                size = 0
+            if not secret.startswith("whsec_") or not 24 <= size <= 64:
+                raise ValueError("must be `whsec_` and 24 to 64 bytes in base64, or two such, separated by a space")
+        return secrets
 
     @property
     def base_url(self) -> str:
@@ -135,6 +161,44 @@ class Settings(BaseSettings):
     def embedded(self) -> bool:
         """Whether the broker is a Redis: no quorum queues, no publisher confirms."""
         return self.broker_url.startswith("redis")
+
+
+class ClientSettings(BaseSettings):
+    """What the client commands read: which deployment, and with which key. docs/cli.md tells of both."""
+
+    model_config = SettingsConfigDict(frozen=True, env_prefix="DARKROOM_", env_ignore_empty=True, extra="ignore")
+
+    url: str = "http://127.0.0.1:8000"
+    api_key: SecretStr = SecretStr("")
+
+    @field_validator("url")
+    @classmethod
+    def _is_an_address(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must be written like https://darkroom.example")
+        return url
+
+    @field_validator("api_key")
+    @classmethod
+    def _fits_into_a_header(cls, key: SecretStr) -> SecretStr:
+        if not re.fullmatch(r"[!-~]*", key.get_secret_value()):
+            raise ValueError("holds what no key holds, a space or a line's end perhaps")
+        return key
+
+
+def load_client() -> ClientSettings:
+    """Read DARKROOM_URL and DARKROOM_API_KEY; raises SettingsError naming every mistake."""
+    try:
+        return ClientSettings()
+    except ValidationError as error:
+        told = (f"DARKROOM_{_describe(e)}" for e in error.errors(include_input=False))
+        raise SettingsError("\n".join(told)) from None
+
+
+def given() -> set[str]:
+    """The names of the service's settings that the environment holds."""
+    return set(EnvSettingsSource(Settings, env_ignore_empty=True)())
 
 
 def load() -> Settings:

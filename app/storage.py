@@ -69,6 +69,10 @@ class Storage(Protocol):
     def url_of(self, name: str) -> str:
         """The object's own address, `STORAGE_URL/name`."""
 
+    @property
+    def origin(self) -> str:
+        """Where signed URLs lead, for a browser's rules; empty when that is the web tier itself."""
+
 
 def crc32c(data: bytes) -> str:
     """The checksum as Google Cloud Storage writes it: base64 of four big-endian bytes."""
@@ -201,6 +205,10 @@ class LocalStorage:
     def url_of(self, name: str) -> str:
         return f"{self._storage_url}/{name}"
 
+    @property
+    def origin(self) -> str:
+        return ""
+
     def _sign(self, method: str, name: str, seconds: int, max_bytes: int = 0) -> str:
         token = self._signer.dumps([method, name, int(time.time()) + seconds, max_bytes])
         return f"{self._base_url}/files/{token}/{name.rpartition('/')[2]}"
@@ -270,6 +278,11 @@ class GCSStorage:
 
     def url_of(self, name: str) -> str:
         return f"{self._storage_url}/{name}"
+
+    @property
+    def origin(self) -> str:
+        endpoint = urlsplit(self._call(lambda: self._bucket.client.api_endpoint))
+        return f"{endpoint.scheme}://{endpoint.netloc}"
 
     def _full(self, name: str) -> str:
         return f"{self._prefix}/{name}" if self._prefix else name

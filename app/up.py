@@ -26,6 +26,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from app.cli import CONFIG
 from app.client import Client
 from app.errors import DarkroomError
+from app.settings import load_client
 
 ROOT = CONFIG.parent
 VAR = ROOT / "var" / "up"
@@ -61,7 +62,7 @@ class Stack:
     def __init__(self, supervisor: "subprocess.Popen[bytes]", url: str) -> None:
         self._supervisor = supervisor
         self.url = url
-        self.client = Client(url)
+        self.client = Client(url, key=load_client().api_key.get_secret_value())
 
     def check(self) -> None:
         """Raises UpError when a process cannot be kept running."""

@@ -2,9 +2,8 @@
 
 import json
 from collections.abc import Iterator
-from importlib import resources
 
-from flask import Blueprint, Response, redirect, render_template_string, request
+from flask import Response, redirect, request
 from flask_openapi3 import Info, OpenAPI, Tag
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -16,6 +15,7 @@ from app.files import files
 from app.http import answer, caller, responses
 from app.intake import Intake, input_name, mask_name
 from app.listing import page
+from app.pages import pages
 from app.record import Job, Phase, Status
 from app.schemas import (
     GenerateRequest,
@@ -36,6 +36,7 @@ from app.schemas import (
 from app.services import Services, build
 from app.storage import LocalStorage
 from app.watch import Event, Watch
+from app.webhooks import Outbox
 
 MAX_BODY_BYTES = 64 * 1024
 TASKS, MODELS, HEALTH = Tag(name="tasks"), Tag(name="models"), Tag(name="health")
@@ -60,7 +61,8 @@ def create_app(services: Services) -> OpenAPI:
     _tasks(app, services)
     _models(app, services)
     _health(app, services)
-    _documentation(app)
+    app.add_url_rule("/openapi.json", "openapi", lambda: app.api_doc)
+    app.register_blueprint(pages(services.storage))
     if isinstance(services.storage, LocalStorage):
         app.register_blueprint(files(services.storage))
     return app
@@ -129,6 +131,7 @@ class Desk:
 
 def _tasks(app: OpenAPI, services: Services) -> None:
     desk = Desk(services)
+    outbox = Outbox(services.redis, timeout=services.settings.webhook_timeout)
 
     @app.post("/generate", tags=[TASKS], responses=responses({202: Submitted}, 400, 409, 413, 415, 503))
     def generate(body: GenerateRequest) -> Response:
@@ -167,6 +170,17 @@ def _tasks(app: OpenAPI, services: Services) -> None:
     def rerun(path: TaskPath) -> Response:
         """The same parameters and seed once more, as a new task."""
         return desk.answer(desk.intake.rerun(desk.own(path.task_id), caller()), 202)
+
+    @app.post(
+        "/tasks/<string:task_id>/webhook/redeliver",
+        tags=[TASKS],
+        responses=responses({202: Task}, 404, 409, 410, 503),
+    )
+    def redeliver(path: TaskPath) -> Response:
+        """Tell the webhook once more what it asked for and what has happened, with as many tries as the first time."""
+        job = desk.own(path.task_id)
+        outbox.redeliver(job)
+        return desk.answer(job, 202)
 
     @app.delete("/tasks/<string:task_id>", tags=[TASKS], responses=responses({204: None}, 404, 409, 410, 503))
     def delete(path: TaskPath) -> Response:
@@ -227,23 +241,6 @@ def _health(app: OpenAPI, services: Services) -> None:
     def version() -> Response:
         """Which Darkroom this is."""
         return answer(Version(version=__version__))
-
-
-_DOCS_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Darkroom API</title>
-<link rel="stylesheet" href="{{ url_for('swagger.static', filename='css/swagger-ui.css') }}">
-<div id="swagger-ui" data-url="/openapi.json"></div>
-<script src="{{ url_for('swagger.static', filename='js/swagger-ui-bundle.js') }}"></script>
-<script src="/docs/start.js"></script></html>"""
-_DOCS_SCRIPT = "SwaggerUIBundle({url: '/openapi.json', dom_id: '#swagger-ui', deepLinking: true});"
-
-
-def _documentation(app: OpenAPI) -> None:
-    folder = resources.files("flask_openapi3_swagger") / "templates" / "swagger"
-    app.register_blueprint(Blueprint("swagger", __name__, static_folder=str(folder), static_url_path="/docs/static"))
-    app.add_url_rule("/openapi.json", "openapi", lambda: app.api_doc)
-    app.add_url_rule("/", "home", lambda: redirect("/docs"))
-    app.add_url_rule("/docs", "docs", lambda: render_template_string(_DOCS_PAGE))
-    app.add_url_rule("/docs/start.js", "docs_start", lambda: Response(_DOCS_SCRIPT, mimetype="text/javascript"))
 
 
 def make() -> OpenAPI:

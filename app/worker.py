@@ -8,6 +8,7 @@ import os
 import secrets
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +42,33 @@ def current() -> "Child":
     return _child
 
 
+class Herald:
+    """Says at once and then every few seconds how this worker stands: who is silent is taken for gone."""
+
+    def __init__(self, services: Services, state: Callable[[], WorkerState]) -> None:
+        self._workers = services.workers
+        self.say(state)
+        threading.Thread(target=self._repeat, name="herald", daemon=True).start()
+
+    def say(self, state: Callable[[], WorkerState]) -> None:
+        """From now on this is how it stands."""
+        self._state = state
+        self._workers.announce(state())
+
+    def _repeat(self) -> None:
+        while True:
+            time.sleep(TTL / 3)
+            self._workers.announce(self._state())
+
+
 class Child:
     """The process that holds the models: it runs jobs, tells how it stands, and knows when it must end."""
 
-    def __init__(self, services: Services, models: "Residents", me: WorkerState) -> None:
-        self._services = services
-        self._models = models
+    def __init__(self, services: Services, models: "Residents", me: WorkerState, herald: Herald) -> None:
         self._me = me
+        self._herald = herald
         self._runner = Runner(services, models, me.name)
+        herald.say(lambda: replace(me, state="ready", models=tuple(models), loads=models.report()))
 
     def run(self, message: dict[str, Any]) -> dict[str, Any]:
         """See `Runner.run`. Memory that ran out ends the process after this job, a device that failed at once."""
@@ -61,19 +81,9 @@ class Child:
             # Without a word to Celery, so that the message goes back. The lease ends by itself, and the attempt
             # counts: a job that breaks the device each time must not go round for ever.
             log.exception("worker.device_lost", worker=self._me.name)
-            self._services.workers.announce(replace(self._me, state="failed", reason=f"The device failed: {error}"))
+            reason = f"The device failed: {error}"
+            self._herald.say(lambda: replace(self._me, state="failed", reason=reason))
             os._exit(EX_FAILURE)
-
-    def announce(self) -> None:
-        """Say that this worker is ready, and what its models cost."""
-        ready = replace(self._me, state="ready", models=tuple(self._models), loads=self._models.report())
-        self._services.workers.announce(ready)
-
-    def announce_for_ever(self) -> None:
-        """The same every few seconds: who is silent is taken for gone."""
-        while True:
-            time.sleep(TTL / 3)
-            self.announce()
 
 
 def _end_after_this_job() -> None:
@@ -144,16 +154,15 @@ def _start_child(sender: str, **_: Any) -> None:
     telemetry.setup(settings, "worker")
     services = build(settings, "worker")
     me = WorkerState(name=sender, queue=_queue_of(sender), version=settings.worker_version)
-    services.workers.announce(me)
+    herald = Herald(services, lambda: me)
     try:
         models = _load(services, me.queue)
     except BaseException as error:
         log.exception("worker.model_load_failed", worker=sender)
-        services.workers.announce(replace(me, state="failed", reason=str(error)))
+        reason = str(error)
+        herald.say(lambda: replace(me, state="failed", reason=reason))
         os._exit(EX_FAILURE)
-    _child = Child(services, models, me)
-    _child.announce()
-    threading.Thread(target=_child.announce_for_ever, daemon=True).start()
+    _child = Child(services, models, me, herald)
 
 
 def _queue_of(name: str) -> str:

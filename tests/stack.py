@@ -14,7 +14,7 @@ import psutil
 from app.client import ApiError, Client
 
 ROOT = Path(__file__).parents[1]
-START_SECONDS = 60
+START_SECONDS = 180
 
 
 def until(condition, seconds, what):
@@ -71,7 +71,7 @@ class Role:
 class Stack:
     """Settings in the environment, and the processes that were started with them."""
 
-    def __init__(self, folder, **settings):
+    def __init__(self, folder, *, key="", **settings):
         self.folder = folder
         self.port = free_port()
         self.settings = {
@@ -86,7 +86,7 @@ class Stack:
         }
         self.roles = []
         self.url = f"http://127.0.0.1:{self.port}"
-        self.client = Client(self.url)
+        self.client = Client(self.url, key=key)
 
     def start(self, name, **settings):
         """Start a role: `web`, `worker`, `courier`, or `worker-2` and so on for more of a kind."""
@@ -94,7 +94,7 @@ class Stack:
         self.roles.append(role)
         return role
 
-    def ready(self, *models):
+    def ready(self, *models, seconds=START_SECONDS):
         """Wait until the web tier is ready and a worker serves each of these models."""
 
         def serving():
@@ -105,7 +105,7 @@ class Stack:
                 return self.client.ready() and here >= set(models)
             return False
 
-        until(serving, START_SECONDS, f"ready with {models}")
+        until(serving, seconds, f"ready with {models}")
         return self
 
     def stop(self):

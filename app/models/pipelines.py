@@ -153,7 +153,9 @@ class DiffusersModel:
         """A new one for each picture: they keep state, also that of a job that was stopped half-way."""
         if self._own_scheduler is not None:
             make = self._schedulers[name] if name else self._own_scheduler
-            pipeline.scheduler = make.from_config(self._scheduler_config)
+            # Without it this one needs more steps than it was asked for; configurations of others do not say it.
+            more = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
+            pipeline.scheduler = make.from_config(self._scheduler_config, **more)
 
     def _allowed(self, name: str, base: Any) -> Any:
         """The scheduler's class; raises ModelLoadFailed when this pipeline cannot run with it."""

@@ -82,7 +82,7 @@ class ModelSpec(_Entry):
     variant: Variants = Variants()
     compile: bool = Field(False, description="torch.compile on CUDA: minutes at the first picture of each size.")
     call: dict[str, Any] = Field({}, description="Further arguments of each call of the pipeline.")
-    capabilities: tuple[Capability, ...] = Field(("txt2img",), min_length=1)
+    capabilities: tuple[Capability, ...] = ("txt2img",)
     negative_prompt: bool = Field(True, description="Whether the model heeds one; distilled models do not.")
     safety_checker: bool = Field(False, description="Run the pipeline's own checker; flagged pictures fail the job.")
     without_worker: Literal["accept", "refuse"] = "accept"
@@ -103,6 +103,13 @@ class ModelSpec(_Entry):
         if not re.fullmatch(pattern, source) or "/../" in source + "/":
             raise ValueError(f"must be {meant}")
         return source
+
+    @field_validator("capabilities")
+    @classmethod
+    def _something_to_do(cls, capabilities: tuple[Capability, ...]) -> tuple[Capability, ...]:
+        if not capabilities or len(set(capabilities)) < len(capabilities):
+            raise ValueError("there must be at least one, and each once")
+        return capabilities
 
     @field_validator("limits")
     @classmethod

@@ -139,7 +139,7 @@ def test_without_a_broker_nothing_is_accepted_and_everything_can_be_read(stack, 
         assert time.monotonic() - started < 2.2
         assert stack.client.task(done)["status"] == "SUCCEEDED"
         assert {key for key in keys(stack) - records if not discarded(stack, key)} == set()
-    until(lambda: stack.client.ready(), 60, "ready again")
+    until(stack.client.ready, 60, "ready again")
     assert stack.client.wait(submit(stack, 1, steps=2)[0], 60)["status"] == "SUCCEEDED"
 
 

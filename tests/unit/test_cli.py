@@ -1,12 +1,14 @@
 """The command line: one command a role, and every mistake in one sentence."""
 
+import importlib
 import os
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
-from app import __version__
+from app import __version__, cli
 from tests.stack import ROOT
 
 ROLES = ("web", "worker", "courier", "up")
@@ -34,6 +36,29 @@ def test_no_command_shows_the_help_and_an_unknown_one_is_refused():
 
 def test_the_version_is_told():
     assert darkroom("--version").stdout.strip() == f"darkroom, version {__version__}"
+
+
+def test_the_help_tells_the_exit_statuses_and_where_the_deployment_is_named():
+    told = darkroom("--help").stdout
+    for words in ("0 done", "1 refused", "2 wrong usage", "3 the task FAILED", "4 it was canceled", "130 Ctrl-C"):
+        assert words in told
+    assert "DARKROOM_URL" in told
+    assert "DARKROOM_API_KEY" in told
+
+
+def test_darkroom_is_the_same_command():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    module, _, name = project["scripts"]["darkroom"].partition(":")
+    assert getattr(importlib.import_module(module), name) is cli.main
+
+
+def test_every_command_takes_json_but_those_that_serve():
+    """And those that look at this machine's models, which are read by people."""
+    plain = {"web", "worker", "courier", "up", "settings"}
+    asked = [command for name, command in cli.main.commands.items() if name not in plain]
+    told = [*asked, *cli.main.commands["keys"].commands.values()]
+    without = [c.name for c in told if "as_json" not in {option.name for option in c.params}]
+    assert without == ["keys"]
 
 
 @pytest.mark.parametrize("role", ["web", "worker", "courier"])

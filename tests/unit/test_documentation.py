@@ -16,7 +16,10 @@ def test_the_table_of_settings_is_the_one_in_the_code():
     assert settings.table() in (ROOT / "config/README.md").read_text()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "config/README.md", "docs/jobs.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", "config/README.md", "docs/cli.md", "docs/jobs.md", "docs/webhooks.md"]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_link_leads_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
     assert [link for link in links if "://" not in link and not (ROOT / page).parent.joinpath(link).exists()] == []

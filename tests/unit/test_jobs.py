@@ -292,7 +292,16 @@ def test_a_worker_whose_job_was_ended_over_its_head_is_told_that_its_result_was_
     jobs.fail(task_id, DeadlineExceeded("too late"))
     with pytest.raises(ClaimLost):
         jobs.succeed(task_id, "t1", RESULT)
+    with pytest.raises(ClaimLost):
+        jobs.fail(task_id, Internal("over"), "t1")
     assert jobs.get(task_id).error["code"] == "deadline_exceeded"
+
+
+def test_a_worker_that_said_the_end_cannot_say_another(jobs):
+    task_id = reach(jobs, Phase.DONE)
+    with pytest.raises(ClaimLost):
+        jobs.fail(task_id, Internal("late"), "t1")
+    assert jobs.get(task_id).status is Status.SUCCEEDED
 
 
 @pytest.mark.parametrize("phase", [phase for phase in Phase if not phase.is_terminal])

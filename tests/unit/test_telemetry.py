@@ -130,7 +130,7 @@ def test_no_line_of_a_whole_request_holds_the_prompt_or_a_signed_url(services, l
     client.post("/generate", json={"prompt": PROMPT, "width": 1})
     client.post("/generate", data=json.dumps({"prompt": PROMPT})[:-1], content_type="application/json")
     told = lines()
-    assert [line["status"] for line in told] == [202, 200, 200, 422, 400]
+    assert [line["status"] for line in told if line["message"] == "request"] == [202, 200, 200, 422, 400]
     assert PROMPT not in json.dumps(told)
     assert path.split("/")[2] not in json.dumps(told)
 
@@ -148,7 +148,7 @@ def test_not_even_a_fault_of_ours_logs_the_prompt(services, lines):
 
 def test_a_line_tells_the_request_that_it_belongs_to(services, lines):
     create_app(services).test_client().get("/healthz", headers={"X-Request-ID": "mine"})
-    [line] = lines()
+    [line] = [line for line in lines() if line["message"] == "request"]
     assert (line["request_id"], line["route"], line["method"], line["status"]) == ("mine", "/healthz", "GET", 200)
 
 

@@ -9,6 +9,7 @@ import math
 import random
 from collections.abc import Callable
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ OVERSAMPLE = 3
 RADIUS = {"small": 0.23, "medium": 0.31, "large": 0.39}  # fractions of the picture's side
 
 RGB = tuple[int, int, int]
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating[Any]]
 Points = list[tuple[float, float]]
 Layer = tuple[Points, str]  # a polygon and what it is painted with: see _paint
 

@@ -6,6 +6,8 @@ A prompt names one object, its colour, its size and the colour behind it::
     a large red star on a blue background
 """
 
+# ruff: noqa: S311 -- pictures and captions are drawn at random, nothing here is a secret.
+
 import random
 import re
 from dataclasses import dataclass

@@ -3,6 +3,8 @@
 Pictures are uint8 tensors (N, 3, 128, 128) until they reach a network, which sees -1 to 1.
 """
 
+# ruff: noqa: S311 -- pictures and captions are drawn at random, nothing here is a secret.
+
 import random
 from pathlib import Path
 

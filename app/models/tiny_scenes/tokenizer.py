@@ -5,11 +5,14 @@ Radford et al. 2021 (arXiv:2103.00020). Every word of the grammar becomes one to
 apart into bytes, so nothing is unknown.
 """
 
+# ruff: noqa: S311 -- pictures and captions are drawn at random, nothing here is a secret.
+
 import random
 from collections import Counter
+from itertools import pairwise
 
+from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
-from transformers.models.gpt2.tokenization_gpt2 import bytes_to_unicode
 
 from app.models.tiny_scenes.captions import captioned_scene
 
@@ -25,11 +28,12 @@ def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
     rng = random.Random(seed)
     words = Counter(word.strip(".") for _ in range(CAPTIONS) for word in captioned_scene(rng)[1].split())
     merges = _learn_merges(words)
-    characters = sorted(bytes_to_unicode().values())
+    characters = sorted(ByteLevel.alphabet())
     tokens = characters + [character + WORD_END for character in characters]
     tokens += [left + right for left, right in merges] + ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
+    # It takes pairs, though its annotation asks for strings.
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)  # type: ignore[arg-type]
 
 
 def _learn_merges(words: Counter[str]) -> list[Pair]:
@@ -46,7 +50,7 @@ def _learn_merges(words: Counter[str]) -> list[Pair]:
 def _count_pairs(spelt: dict[str, list[str]], words: Counter[str]) -> Counter[Pair]:
     pairs: Counter[Pair] = Counter()
     for word, parts in spelt.items():
-        for pair in zip(parts, parts[1:], strict=False):
+        for pair in pairwise(parts):
             pairs[pair] += words[word]
     return pairs
 

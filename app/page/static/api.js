@@ -52,6 +52,13 @@ export async function upload(task, file) {
   if (!response.ok) throw new Refusal({ detail: "The picture store did not take the input picture." });
 }
 
+/** The bytes of a stored picture; raises Refusal, also where the store does not let this page read them. */
+export async function picture(url) {
+  const response = await reach(place(url));
+  if (!response.ok) throw new Refusal({ detail: "The picture store did not give the picture." });
+  return response.blob();
+}
+
 /** The address of a picture, as this page may read it. */
 export function place(url) {
   const { pathname, search } = new URL(url, document.baseURI);

@@ -36,8 +36,8 @@ export class Watch {
 
   #arrange() {
     const first = this.#wanted.has(this.#looked) ? [this.#looked] : [];
-    const turn = new Set([...first, ...this.#wanted].slice(0, STREAMS + first.length));
-    const chosen = new Set([...turn].slice(0, STREAMS));
+    const turns = new Set([...first, ...this.#wanted]);
+    const chosen = new Set([...turns].slice(0, STREAMS));
     for (const [taskId, stream] of this.#streams) if (!chosen.has(taskId)) this.#end(taskId, stream);
     for (const taskId of chosen) if (!this.#streams.has(taskId)) this.#begin(taskId);
   }

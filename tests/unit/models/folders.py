@@ -62,7 +62,7 @@ def t5():
 def vae(latents=4, **options):
     torch.manual_seed(0)
     return AutoencoderKL(
-        block_out_channels=(8, 16), norm_num_groups=4, latent_channels=latents,
+        sample_size=64, block_out_channels=(8, 16), norm_num_groups=4, latent_channels=latents,
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, **options,
     ).eval()  # fmt: skip
 

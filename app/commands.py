@@ -1,0 +1,229 @@
+"""The client's commands: what a person or a script asks of a deployment, here or far away."""
+
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from app import settings
+from app.client import Client
+from app.console import CANCELED, DONE, FAILED, Output, answering, answers, json_option
+from app.developing import Targets, develop
+from app.errors import DarkroomError
+
+CANCEL_SECONDS = 20
+
+Task = dict[str, Any]
+
+
+def client_of_environment() -> Client:
+    """A client of DARKROOM_URL; raises SettingsError."""
+    known = settings.load_client()
+    return Client(known.url, key=known.api_key.get_secret_value())
+
+
+def _asks(command: Callable[..., int]) -> Callable[..., int]:
+    """A command that is called with a client too."""
+
+    @functools.wraps(command)
+    def run(output: Output, **kwargs: Any) -> int:
+        return command(client_of_environment(), output, **kwargs)
+
+    return run
+
+
+def _prompt(_: click.Context, __: click.Parameter, text: str) -> str:
+    """The prompt itself, or with `-` what comes in on standard input."""
+    try:
+        prompt = sys.stdin.buffer.read().decode().strip() if text == "-" else text
+    except UnicodeDecodeError:
+        raise click.BadParameter("standard input is no text in UTF-8.") from None
+    if not prompt.strip():
+        raise click.BadParameter("it is empty.")
+    return prompt
+
+
+_picture = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
+_place = click.Path(dir_okay=False, path_type=Path)
+_output = click.option("-o", "--output", "place", type=_place, help="Where the picture goes.")
+_force = click.option("--force", is_flag=True, help="Write over files that are there already.")
+
+
+@click.command()
+@click.argument("prompt", callback=_prompt)
+@click.option("-i", "--input", "source", type=_picture, help="A picture to start from.")
+@click.option("--mask", type=_picture, help="Where it is white the picture is painted anew.")
+@_output
+@_force
+@click.option("-n", "--num-images", type=click.IntRange(1, 100), default=1, help="How many pictures.")
+@click.option("--seed", type=int, help="The same seed gives the same picture again.")
+@click.option("--model", "model_version", help="One of `darkroom models`.")
+@click.option("--width", type=int, help="Pixels.")
+@click.option("--height", type=int, help="Pixels.")
+@click.option("--steps", "num_inference_steps", type=int, help="Denoising steps.")
+@click.option("--guidance", "guidance_scale", type=float, help="How closely to follow the prompt.")
+@click.option("--negative", "negative_prompt", help="What the picture must not show.")
+@click.option("--strength", type=float, help="How far to leave the input picture, above 0 to 1.")
+@answers
+@_asks
+def generate(
+    client: Client, output: Output, prompt: str, source: Path | None, mask: Path | None, place: Path | None,
+    *, force: bool, **wishes: Any,
+) -> int:  # fmt: skip
+    """Make a picture of PROMPT (`-` reads it from standard input) and save it.
+
+    Several pictures go to out-0.png, out-1.png and so on, or where {index} stands in the name. Ctrl-C cancels the
+    task; a second one leaves at once.
+    """
+    targets = Targets(place, prompt, force=force)
+    targets.check(wishes["num_images"])
+    pictures = {"input_image": _read(source), "mask_image": _read(mask)}
+    asked: dict[str, Any] = {name: True for name, data in pictures.items() if data is not None}
+    ticket = client.submit(prompt, **asked, **{name: value for name, value in wishes.items() if value is not None})
+    with _canceling(client, output, ticket["task_id"]):
+        if asked:
+            client.bring(ticket, **pictures)
+        task = develop(client, output, ticket["task_id"])
+    return _conclude(client, output, task, targets)
+
+
+@click.command()
+@click.argument("task_id")
+@answers
+@_asks
+def status(client: Client, output: Output, task_id: str) -> int:
+    """Tell how the task is; status 0 whatever that is."""
+    task = client.task(task_id)
+    output.result(task, _sentence(task))
+    return DONE
+
+
+@click.command()
+@click.argument("task_id")
+@_output
+@_force
+@answers
+@_asks
+def wait(client: Client, output: Output, task_id: str, place: Path | None, *, force: bool) -> int:
+    """Wait until the task is done, and save its pictures if -o says where. Ctrl-C leaves the task alone."""
+    task = develop(client, output, task_id)
+    return _conclude(client, output, task, Targets(place, "", force=force) if place else None)
+
+
+@click.command()
+@click.argument("task_id")
+@answers
+@_asks
+def cancel(client: Client, output: Output, task_id: str) -> int:
+    """End a task: a queued one at once, a running one at its next step. A finished one stays as it is."""
+    task = client.cancel(task_id)
+    output.result(task, _sentence(task))
+    return DONE
+
+
+@click.command()
+@click.argument("task_id")
+@answers
+@_asks
+def rerun(client: Client, output: Output, task_id: str) -> int:
+    """Run the task once more with the same seed; prints the new task's id."""
+    task = client.rerun(task_id)
+    output.result(task, task["task_id"])
+    return DONE
+
+
+@click.command("list")
+@click.option("--status", type=click.Choice(["PENDING", "SUCCEEDED", "FAILED"]), help="Only these.")
+@click.option("--model", "model_version", help="Only this model's.")
+@click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
+@answers
+@_asks
+def list_tasks(client: Client, output: Output, limit: int, **filters: str | None) -> int:
+    """List your tasks, newest first."""
+    found = client.tasks(limit=min(limit, 100), **filters)
+    tasks = [task for task, _ in zip(found, range(limit), strict=False)]
+    rows = [[t["task_id"], t["created_at"], _word(t), t["model_version"], str(t["seed"])] for t in tasks]
+    output.table({"tasks": tasks}, ["task", "made", "status", "model", "seed"], rows)
+    return DONE
+
+
+@click.group("models", invoke_without_command=True)
+@json_option
+@click.pass_context
+def models(context: click.Context, *, as_json: bool) -> None:
+    """List the deployment's models; `list` and `prefetch` look at this machine's."""
+    if context.invoked_subcommand is None:
+        _list_models(as_json=as_json)
+
+
+@answering
+@_asks
+def _list_models(client: Client, output: Output) -> int:
+    found = client.models()
+    rows = [
+        [m["model_version"], m["status"], ", ".join(m["capabilities"]), _size(m), str(m["queue_depth"])] for m in found
+    ]
+    output.table({"models": found}, ["model", "status", "does", "size", "queued"], rows)
+    return DONE
+
+
+def _read(path: Path | None) -> bytes | None:
+    try:
+        return path.read_bytes() if path else None
+    except OSError as error:
+        raise DarkroomError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+@contextmanager
+def _canceling(client: Client, output: Output, task_id: str) -> Iterator[None]:
+    """Ctrl-C cancels the task and waits for that; another one does not wait."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        output.note(f"Canceling {task_id}; Ctrl-C again leaves at once.")
+        client.cancel(task_id)
+        task = client.wait(task_id, CANCEL_SECONDS)
+        output.note(_sentence(task))
+        if output.as_json:
+            output.result(task)
+        raise
+
+
+def _conclude(client: Client, output: Output, task: Task, targets: Targets | None) -> int:
+    """Save the pictures, tell the end, and give its exit status."""
+    if task["status"] != "SUCCEEDED":
+        output.note(f"darkroom: {_sentence(task)}")
+        if output.as_json:
+            output.result(task)
+        return CANCELED if task["error"]["code"] == "canceled" else FAILED
+    files = [str(path) for path in targets.save(client, task)] if targets else []
+    output.note(_sentence(task))
+    output.result({**task, "files": files}, "\n".join(files) or task["task_id"])
+    return DONE
+
+
+def _sentence(task: Task) -> str:
+    about = f"{task['task_id']}: {_word(task)}"
+    if task["error"]:
+        return f"{about}: {task['error']['message']} ({task['error']['code']})"
+    done = task["status"] == "SUCCEEDED"
+    return f"{about}, seed {task['seed']}, {task['model_version']}" if done else f"{about}{_outlook(task)}"
+
+
+def _outlook(task: Task) -> str:
+    ahead = f", {task['queue_position']} before it" if task["queue_position"] is not None else ""
+    return f"{ahead}, about {task['eta_seconds']:g} s to go" if task["eta_seconds"] else ahead
+
+
+def _word(task: Task) -> str:
+    if task["status"] == "PENDING":
+        return str(task["phase"])
+    return "CANCELED" if (task["error"] or {}).get("code") == "canceled" else str(task["status"])
+
+
+def _size(model: Task) -> str:
+    return f"{model['defaults']['width']}x{model['defaults']['height']}"

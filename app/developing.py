@@ -1,0 +1,87 @@
+"""Watching a task from the command line, and the files that its pictures go to."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+from app.client import Client
+from app.console import Output
+from app.errors import DarkroomError
+
+
+def develop(client: Client, output: Output, task_id: str) -> dict[str, Any]:
+    """Show how the task goes until it is done; its last document."""
+    terminal = output.progress.is_terminal
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    task: dict[str, Any] = {}
+    with Progress(*columns, console=output.progress, transient=True, disable=not terminal) as bars:
+        bar = bars.add_task("Waiting", total=1.0)
+        for event in client.events(task_id):
+            if event.kind == "status":
+                task = event.data
+                bars.update(bar, description=_description(task))
+                if not terminal:
+                    output.note(f"{task_id} {task['phase']}")
+            elif event.kind == "progress":
+                bars.update(bar, completed=event.data["step"] / (event.data["steps"] or 1))
+    return task
+
+
+def _description(task: dict[str, Any]) -> str:
+    word = str(task["phase"]).capitalize().replace("_", " ")
+    return f"{word}, {task['queue_position']} before it" if task["queue_position"] else word
+
+
+class Targets:
+    """The files for a task's pictures. Without a place they are named for the prompt and the task, and so are new."""
+
+    def __init__(self, place: Path | None, prompt: str, *, force: bool) -> None:
+        self._place = place
+        self._words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+        self._force = force
+
+    def check(self, count: int) -> None:
+        """Before anything is asked for; raises DarkroomError when a file cannot be written."""
+        for path in self.paths(count, "0" * 8):
+            if path.exists() and not self._force:
+                raise _taken(path)
+            folder = next(folder for folder in path.absolute().parents if folder.exists())
+            if not os.access(folder, os.W_OK):
+                raise DarkroomError(f"{path} cannot be written: {folder} lets you write nothing.")
+
+    def save(self, client: Client, task: dict[str, Any]) -> list[Path]:
+        """Write every picture; raises ApiError, and DarkroomError for a file that cannot be written."""
+        paths = self.paths(len(task["images"]), task["task_id"][:8])
+        for index, path in enumerate(paths):
+            with _told(path, task["task_id"]):
+                client.save(task["task_id"], path, index, overwrite=self._force)
+        return paths
+
+    def paths(self, count: int, mark: str) -> list[Path]:
+        """Where each of `count` pictures goes."""
+        place = self._place or Path(f"{self._words}-{mark}.png")
+        if "{index}" in place.name:
+            return [place.with_name(place.name.replace("{index}", str(index))) for index in range(count)]
+        if count == 1:
+            return [place]
+        return [place.with_name(f"{place.stem}-{index}{place.suffix}") for index in range(count)]
+
+
+@contextmanager
+def _told(path: Path, task_id: str) -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError:
+        raise _taken(path) from None
+    except OSError as error:
+        again = f"`darkroom wait {task_id} -o FILE` saves it elsewhere"
+        raise DarkroomError(f"{path} cannot be written: {error.strerror}. The picture is kept: {again}.") from error
+
+
+def _taken(path: Path) -> DarkroomError:
+    return DarkroomError(f"{path} is there already: --force writes over it.")

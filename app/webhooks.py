@@ -1,0 +1,258 @@
+"""Telling a caller's own server what became of a task: Standard Webhooks, delivered by the courier.
+
+The move that changes a job's state writes the entry of the outbox in the same script, so that nothing is lost
+between the two. An entry is delivered under a lease: a courier that dies leaves it to the next one. What is sent is
+made from the record at that moment, so that its URLs are fresh and no second copy of it has to be kept.
+"""
+
+import json
+import random
+import secrets
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import resources
+from typing import Any, Literal, cast
+from urllib.parse import urlsplit
+
+import structlog
+from redis import Redis
+from standardwebhooks import Webhook
+
+from app import __version__
+from app.documents import as_time, task_document
+from app.egress import Egress, parse
+from app.errors import DarkroomError, EgressError, InvalidRequest, NotReady, TaskExpired, TaskNotFound, WebhookNotFound
+from app.jobs import ask
+from app.record import Job
+from app.schemas import WebhookPayload
+from app.services import Services
+from app.settings import Settings
+
+log = structlog.get_logger("darkroom.webhooks")
+
+OUTBOX = "webhooks:due"
+MAX_TRIES = 8
+KEPT_DELIVERIES = 20
+
+# A claim is good for the time of the request and this much more, in seconds.
+MARGIN = 5.0
+
+# Each pause is so many times the one before, so that eight tries with a base of 5 s take about eight hours.
+GROWTH = 4
+
+# At once in one courier, how many of these to one host, and for one caller: who is slow holds up its own only.
+THREADS = 16
+SHARES = {"host": 4, "caller": 12}
+
+POLL_SECONDS = 0.25
+POSTPONED_SECONDS = 1.0
+BATCH = 200
+
+Outcome = Literal["delivered", "refused", "again"]
+
+
+def check(url: str | None, settings: Settings) -> None:
+    """Raises InvalidRequest for a webhook that this deployment will not call. Looks up no name."""
+    if url is not None and (reason := _fault(url, settings)):
+        raise InvalidRequest(f"webhook_url {reason}", [{"field": "webhook_url", "reason": reason}])
+
+
+def _fault(url: str, settings: Settings) -> str | None:
+    if not settings.webhook_secret.get_secret_value():
+        return "cannot be served: this deployment has no WEBHOOK_SECRET to sign with"
+    try:
+        parse(url, allow_private=settings.webhook_allow_private)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def sign(secret: str, message_id: str, body: str) -> dict[str, str]:
+    """The headers of Standard Webhooks, signed now with each of the secrets, which are separated by spaces."""
+    # The library takes the numbers of this time for UTC, whatever zone it names.
+    moment = datetime.now(UTC)
+    signatures = (Webhook(one).sign(message_id, moment, body) for one in secret.split())
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(moment.timestamp())),
+        "webhook-signature": " ".join(signatures),
+    }
+
+
+def pause(tries: int, base: float) -> float:
+    """Seconds until the next try, after so many; uneven, so that what failed together does not come back together."""
+    return base * float(GROWTH) ** (tries - 1) * random.uniform(0.75, 1.25)  # noqa: S311, no secret
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The right to make one delivery, its `tries`th; over at `until` by the monotonic clock."""
+
+    task_id: str
+    event: str
+    token: str
+    tries: int
+    until: float
+
+    @property
+    def entry(self) -> str:
+        """Its name in the outbox, and the `webhook-id`: the same for all tries."""
+        return f"{self.task_id}.{self.event}"
+
+
+class Outbox:
+    """What is still to be delivered. Every method raises StoreUnavailable when Redis does not answer."""
+
+    def __init__(self, redis: "Redis", *, timeout: float) -> None:
+        self._redis = redis
+        self._timeout = timeout
+        self._script = redis.register_script(resources.files("app").joinpath("webhooks.lua").read_text())
+
+    def due(self, limit: int = BATCH) -> list[str]:
+        """Entries whose time has come, the longest due first."""
+        seconds, microseconds = ask(self._redis.time)
+        now = seconds + microseconds / 1e6
+        return cast("list[str]", ask(lambda: self._redis.zrangebyscore(OUTBOX, "-inf", now, 0, limit)))
+
+    def claim(self, entry: str) -> Claim | None:
+        """Take an entry, for the one who gets it; None for all others, and when there is no more to be tried."""
+        task_id, _, event = entry.rpartition(".")
+        token = secrets.token_hex(8)
+        until = time.monotonic() + self._timeout
+        verdict, tries = self._move("claim", entry, token, self._timeout + MARGIN, MAX_TRIES)
+        if verdict == "exhausted":
+            log.warning("webhook.given_up", task_id=task_id, webhook_event=event)
+        return Claim(task_id, event, token, tries, until) if verdict == "claimed" else None
+
+    def settle(self, claim: Claim, status: int | None, error: str | None, again_in: float | None) -> bool:
+        """Note how a delivery went; whether it will be tried again, when `again_in` seconds are given for that."""
+        happened = json.dumps({"event": claim.event, "attempt": claim.tries, "status": status, "error": error})
+        wait = "" if again_in is None else again_in
+        return bool(
+            self._move("settle", claim.entry, claim.token, wait, MAX_TRIES, KEPT_DELIVERIES, happened)[0] == "again"
+        )
+
+    def postpone(self, entry: str) -> None:
+        """Let others go first."""
+        self._move("postpone", entry, POSTPONED_SECONDS)
+
+    def redeliver(self, job: Job) -> None:
+        """Deliver once more what has happened so far; raises WebhookNotFound, NotReady when nothing has."""
+        if job.webhook_url is None:
+            raise WebhookNotFound("The task was submitted without a `webhook_url`.")
+        answers = [self._move("redeliver", f"{job.task_id}.{event}")[0] for event in job.webhook_events]
+        if "queued" not in answers:
+            raise NotReady("Nothing has happened yet that the webhook asked for.")
+
+    def _move(self, name: str, entry: str, *args: str | float) -> list[Any]:
+        task_id, _, event = entry.rpartition(".")
+        keys = [f"job:{task_id}", OUTBOX]
+        answer: list[Any] = ask(lambda: self._script(keys=keys, args=[name, event, entry, *args]))
+        return answer
+
+
+class Dispatcher:
+    """Delivers what is due, several at once. Any number of couriers may do so."""
+
+    def __init__(self, services: Services, egress: Egress | None = None) -> None:
+        settings = services.settings
+        self._services = services
+        self._outbox = Outbox(services.redis, timeout=settings.webhook_timeout)
+        self._egress = egress or Egress(allow_private=settings.webhook_allow_private)
+        self._pool = ThreadPoolExecutor(THREADS, "webhook")
+        self._lock = threading.Lock()
+        self._busy: Counter[tuple[str, str]] = Counter()
+
+    def run(self, stop: threading.Event) -> None:
+        """Until told to stop, and then until what is under way has ended. An outage is over by itself."""
+        while not stop.wait(POLL_SECONDS):
+            try:
+                self.dispatch()
+            except DarkroomError as error:
+                log.warning("webhook.interrupted", reason=str(error), error_type=type(error).__name__)
+            except Exception:
+                log.exception("webhook.dispatch_failed")
+        self.close()
+
+    def close(self) -> None:
+        """Wait for what is under way: at most the time of one request."""
+        self._pool.shutdown()
+
+    def dispatch(self) -> None:
+        """Start what is due, as far as there is room for it."""
+        for entry in self._outbox.due():
+            if self._busy.total() >= THREADS * len(SHARES):
+                return
+            seats = self._seats(entry)
+            if not self._sit(seats):
+                self._outbox.postpone(entry)
+            elif claim := self._outbox.claim(entry):
+                self._pool.submit(self._deliver, claim, seats)
+            else:
+                self._rise(seats)
+
+    def _seats(self, entry: str) -> list[tuple[str, str]]:
+        """Of whose shares this entry takes a part."""
+        key = f"job:{entry.rpartition('.')[0]}"
+        url, caller = ask(lambda: self._services.redis.hmget(key, ["webhook_url", "caller"]))
+        return [("host", urlsplit(url or "").hostname or ""), ("caller", caller or "")]
+
+    def _sit(self, seats: list[tuple[str, str]]) -> bool:
+        with self._lock:
+            free = all(self._busy[seat] < SHARES[seat[0]] for seat in seats)
+            self._busy.update(seats if free else [])
+        return free
+
+    def _rise(self, seats: list[tuple[str, str]]) -> None:
+        with self._lock:
+            self._busy.subtract(seats)
+            self._busy += Counter()
+
+    def _deliver(self, claim: Claim, seats: list[tuple[str, str]]) -> None:
+        try:
+            self._try(claim)
+        except (TaskNotFound, TaskExpired):
+            # Deleted in between, and its entry goes with it when it is due again.
+            log.info("webhook.task_gone", task_id=claim.task_id, webhook_event=claim.event)
+        except Exception:
+            # The lease ends, and the entry is due again.
+            log.exception("webhook.failed", task_id=claim.task_id, webhook_event=claim.event)
+        finally:
+            self._rise(seats)
+
+    def _try(self, claim: Claim) -> None:
+        """Send, and note in the record how it went. A failure here changes nothing else of the task."""
+        job = self._services.jobs.get(claim.task_id)
+        status, error = self._send(job, claim)
+        delivered = status is not None and 200 <= status < 300
+        over = delivered or status == 410
+        again_in = None if over else pause(claim.tries, self._services.settings.webhook_pause)
+        again = self._outbox.settle(claim, status, None if delivered else error or f"status {status}", again_in)
+        told = log.bind(task_id=job.task_id, webhook_event=claim.event, attempt=claim.tries, status=status)
+        if delivered:
+            told.info("webhook.delivered")
+        else:
+            told.warning("webhook.postponed" if again else "webhook.given_up", reason=error)
+
+    def _send(self, job: Job, claim: Claim) -> tuple[int | None, str | None]:
+        """The receiver's status, or why there is none."""
+        body = self._body(job, claim.event)
+        headers = sign(self._services.settings.webhook_secret.get_secret_value(), claim.entry, body)
+        headers |= {"Content-Type": "application/json", "User-Agent": f"Darkroom/{__version__}"}
+        try:
+            left = claim.until - time.monotonic()
+            return self._egress.post(job.webhook_url or "", body.encode(), headers, left), None
+        except EgressError as error:
+            return None, str(error)
+
+    def _body(self, job: Job, event: str) -> str:
+        happened = job.started_at if event == "started" else job.finished_at
+        return WebhookPayload(
+            type="task.started" if event == "started" else "task.completed",
+            timestamp=as_time(happened) or "",
+            data=task_document(job, self._services),
+        ).model_dump_json()

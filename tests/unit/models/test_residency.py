@@ -1,0 +1,173 @@
+"""Models share a worker by least recently used, and what happens when its memory or its device fails."""
+
+import gc
+
+import psutil
+import pytest
+import torch
+
+from app.errors import DeviceLost, GpuOutOfMemory, ModelLoadFailed
+from app.generate import Runner
+from app.models.residency import Residents
+from app.models.spec import ModelSpec
+from tests.models import device_fault, out_of_memory
+from tests.models.steady import Steady
+from tests.things import job, params
+
+
+class Weighty(Steady):
+    """A model of 100 bytes."""
+
+    weights_bytes = 100
+
+    def generate(self, params, source, on_step):
+        yield self._paint(params, source, params.seed)
+
+
+@pytest.fixture
+def residents(on_cpu):
+    """Makes the residents of a queue with these models, and the list of what was loaded."""
+
+    def make(*names, budget=0, load=lambda spec, settings: Weighty()):
+        loaded = []
+
+        def watched(spec, settings):
+            loaded.append(spec.model_version)
+            return load(spec, settings)
+
+        specs = [ModelSpec(model_version=name, source="python:none", queue="q") for name in names]
+        return Residents(specs, on_cpu.model_copy(update={"model_memory": budget}), watched), loaded
+
+    return make
+
+
+def in_memory(models):
+    return [state.model_version for state in models.report() if state.resident]
+
+
+def test_without_a_budget_every_model_stays(residents):
+    models, loaded = residents("a", "b", "c")
+    models.load_all()
+    for name in "abcabc":
+        assert models[name]
+    assert (sorted(loaded), in_memory(models)) == (["a", "b", "c"], ["a", "b", "c"])
+
+
+def test_the_model_that_was_used_longest_ago_goes(residents):
+    models, loaded = residents("a", "b", "c", budget=200)
+    for name in "abac":
+        assert models[name]
+    assert (loaded, in_memory(models)) == (["a", "b", "c"], ["a", "c"])
+
+
+def test_a_worker_starts_with_every_model_tried_and_the_first_one_loaded(residents):
+    models, loaded = residents("a", "b", "c", budget=100)
+    models.load_all()
+    assert (loaded, in_memory(models)) == (["c", "b", "a"], ["a"])
+
+
+def test_a_model_larger_than_the_budget_has_it_alone(residents):
+    models, _ = residents("a", "b", budget=50)
+    models.load_all()
+    assert in_memory(models) == ["a"]
+
+
+def test_looking_whether_a_model_is_served_loads_nothing(residents):
+    models, loaded = residents("a", "b")
+    assert ("a" in models, "x" in models, list(models), len(models), loaded) == (True, False, ["a", "b"], 2, [])
+
+
+def test_a_model_of_another_queue_is_not_served(residents):
+    with pytest.raises(KeyError):
+        residents("a")[0]["x"]
+
+
+def test_a_model_that_does_not_fit_beside_the_others_gets_the_device_alone(residents):
+    def load(spec, settings):
+        if spec.model_version == "b" and in_memory(models) != []:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Weighty()
+
+    models, loaded = residents("a", "b", load=load)
+    assert models["a"]
+    assert models["b"]
+    assert (loaded, in_memory(models)) == (["a", "b", "b"], ["b"])
+
+
+def test_a_model_that_fails_to_load_leaves_the_others(residents):
+    def load(spec, settings):
+        if spec.model_version == "b":
+            raise ModelLoadFailed("no weights")
+        return Weighty()
+
+    models, _ = residents("a", "b", load=load)
+    assert models["a"]
+    with pytest.raises(ModelLoadFailed):
+        models["b"]
+    assert in_memory(models) == ["a"]
+
+
+def test_the_report_tells_what_loading_cost(residents):
+    models, _ = residents("a")
+    models.load_all()
+    [state] = models.report()
+    assert (state.model_version, state.weights_bytes, state.device[:5]) == ("a", 100, "cpu (")
+    assert state.process_bytes > 10**7
+    assert state.load_seconds >= 0
+
+
+def draw(models, name, **changes):
+    return list(models[name].generate(params(**changes), None, lambda *_: None))
+
+
+def test_a_picture_that_does_not_fit_is_tried_again_alone_and_frugally(residents):
+    kinds = {"a": out_of_memory.OutOfMemory, "b": Weighty}
+    models, _ = residents("a", "b", load=lambda spec, settings: kinds[spec.model_version]())
+    models.load_all()
+    assert len(draw(models, "a")) == 1
+    assert in_memory(models) == ["a"]
+
+
+def test_a_picture_that_does_not_fit_even_so_is_refused_by_its_size(residents):
+    models, _ = residents("a", load=lambda spec, settings: out_of_memory.OutOfMemory())
+    with pytest.raises(GpuOutOfMemory, match="512x64 does not fit"):
+        draw(models, "a", width=512)
+    assert len(draw(models, "a")) == 1
+
+
+def test_a_device_that_failed_is_told_from_a_fault_of_the_model(residents):
+    models, _ = residents("a", load=lambda spec, settings: device_fault.DeviceFault())
+    with pytest.raises(DeviceLost, match=r"^CUDA error: an illegal memory access was encountered$"):
+        draw(models, "a")
+
+
+def test_a_lost_device_leaves_the_job_to_its_lease(residents, services):
+    """Neither done nor given back: the attempt counts, so that a job that breaks devices ends some day."""
+    models, _ = residents("tiny-scenes-1", load=lambda spec, settings: device_fault.DeviceFault())
+    new = job()
+    services.jobs.create(new)
+    with pytest.raises(DeviceLost):
+        Runner(services, models, "worker-1").run(new.message())
+    assert (services.jobs.get(new.task_id).phase, services.jobs.get(new.task_id).attempt) == ("RUNNING", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
+def test_memory_does_not_grow_over_three_hundred_jobs(made, on_cpu):
+    spec = ModelSpec(
+        model_version="tiny-scenes-1", source=str(made("stable-diffusion")), queue="q",
+        capabilities=("txt2img", "img2img", "inpaint"), schedulers=("EulerDiscreteScheduler",),
+    )  # fmt: skip
+    models, sizes = Residents([spec], on_cpu), (32, 64, 96)
+    for number in range(300):
+        scheduler = "EulerDiscreteScheduler" if number % 2 else None
+        draw(models, "tiny-scenes-1", width=sizes[number % 3], num_inference_steps=1, seed=number, scheduler=scheduler)
+        if number == 50:
+            after_fifty = resident_bytes()
+    assert resident_bytes() <= 1.05 * after_fifty
+
+
+def resident_bytes():
+    gc.collect()
+    return psutil.Process().memory_info().rss

@@ -1,0 +1,490 @@
+"""Deliveries: written with the change that they tell of, made once at a time, repeated until they are through."""
+
+import base64
+import dataclasses
+import json
+import threading
+
+import pytest
+import structlog
+from standardwebhooks import Webhook, WebhookVerificationError
+
+from app.egress import Egress
+from app.errors import AddressRefused, EgressError, Internal, InvalidRequest, NotReady, SettingsError, WebhookNotFound
+from app.record import Phase
+from app.settings import load
+from app.web import create_app
+from app.webhooks import MAX_TRIES, OUTBOX, SHARES, Dispatcher, Outbox, check, pause, sign
+from tests.stack import until
+from tests.things import job
+
+SECRET = "whsec_" + base64.b64encode(b"a secret of the tests only").decode()
+OTHER = "whsec_" + base64.b64encode(b"another secret of the tests").decode()
+URL = "https://hooks.example/in?token=sesame"
+
+
+class Recorder(Egress):
+    """An egress that notes what it is given; it answers with the next status, or raises the next error."""
+
+    def __init__(self, *answers):
+        self.answers = list(answers)
+        self.sent = []
+
+    def post(self, url, body, headers, seconds):
+        self.sent.append((url, json.loads(body), headers))
+        answer = self.answers.pop(0) if self.answers else 204
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def settings(settings):
+    return settings.model_copy(update={"webhook_secret": type(settings.signing_key)(SECRET), "webhook_pause": 100})
+
+
+@pytest.fixture
+def jobs(services):
+    return services.jobs
+
+
+@pytest.fixture
+def outbox(services):
+    return Outbox(services.redis, timeout=10)
+
+
+@pytest.fixture
+def new(jobs):
+    """A queued job with a webhook."""
+
+    def make(url=URL, events=("completed",), **fields):
+        made = job(webhook_url=url, webhook_events=list(events), **fields)
+        jobs.create(made)
+        return made.task_id
+
+    return make
+
+
+@pytest.fixture
+def ended(jobs, new):
+    """A canceled job whose webhook is due."""
+
+    def make(url=URL, events=("completed",), **fields):
+        task_id = new(url, events, **fields)
+        jobs.cancel(task_id)
+        return task_id
+
+    return make
+
+
+def deliver(services, *answers):
+    """One round of a dispatcher, to its end; what it sent."""
+    recorder = Recorder(*answers)
+    dispatcher = Dispatcher(services, recorder)
+    dispatcher.dispatch()
+    dispatcher.close()
+    return recorder.sent
+
+
+def entries(services):
+    return dict(services.redis.zrange(OUTBOX, 0, -1, withscores=True))
+
+
+def time_passes(services):
+    """As if the next try of everything were due, and every lease over."""
+    for entry in entries(services):
+        task_id, _, event = entry.rpartition(".")
+        services.redis.hdel(f"job:{task_id}", f"webhook_lease:{event}")
+        services.redis.zadd(OUTBOX, {entry: 1})
+
+
+def finish(jobs, task_id, status):
+    jobs.claim(task_id, "t1", "worker-1", 3)
+    if status == "SUCCEEDED":
+        jobs.advance(task_id, "t1", Phase.RUNNING)
+        jobs.advance(task_id, "t1", Phase.UPLOADING)
+        jobs.succeed(task_id, "t1", {})
+    else:
+        jobs.fail(task_id, Internal("It broke."), "t1")
+
+
+@pytest.mark.parametrize("status", ["SUCCEEDED", "FAILED"])
+def test_the_end_of_a_job_is_in_the_outbox_at_once(services, new, status):
+    task_id = new()
+    assert entries(services) == {}
+    finish(services.jobs, task_id, status)
+    assert list(entries(services)) == [f"{task_id}.completed"]
+
+
+def test_a_cancel_a_deadline_and_an_upload_that_never_came_are_ends_too(services, new, outbox):
+    canceled, overdue, waiting = new(), new(), new(waits=True)
+    services.jobs.cancel(canceled)
+    services.jobs.fail(overdue, Internal("late"))
+    services.jobs.fail(waiting, Internal("no upload"))
+    assert set(outbox.due()) == {f"{task_id}.completed" for task_id in (canceled, overdue, waiting)}
+
+
+def test_the_start_is_told_when_it_was_asked_for_and_only_once(services, new):
+    asked, other = new(events=["started", "completed"]), new()
+    for task_id in (asked, other):
+        services.jobs.claim(task_id, "t1", "worker-1", 3)
+    assert list(entries(services)) == [f"{asked}.started"]
+    deliver(services)
+    services.jobs.release(asked, "t1")
+    services.jobs.claim(asked, "t2", "worker-2", 3)
+    assert entries(services) == {}
+
+
+def test_a_job_without_a_webhook_leaves_the_outbox_alone(services):
+    plain = job()
+    services.jobs.create(plain)
+    finish(services.jobs, plain.task_id, "SUCCEEDED")
+    assert entries(services) == {}
+
+
+def test_a_job_that_was_refused_to_its_client_tells_nobody(services, new):
+    services.jobs.discard(new())
+    assert entries(services) == {}
+
+
+def test_a_record_that_is_made_again_from_its_message_has_its_webhook(new, jobs):
+    told = jobs.get(new(events=["started"]))
+    again = type(told).from_message(told.message())
+    assert (again.webhook_url, again.webhook_events) == (URL, ["started"])
+
+
+def test_a_delivery_is_the_task_document_under_its_name_and_time(services, ended):
+    task_id = ended(client_ref="mine")
+    ((url, payload, headers),) = deliver(services)
+    assert url == URL
+    assert (payload["type"], payload["data"]["task_id"]) == ("task.completed", task_id)
+    assert payload["timestamp"] == payload["data"]["finished_at"]
+    assert (payload["data"]["error"]["code"], payload["data"]["client_ref"]) == ("canceled", "mine")
+    assert headers["webhook-id"] == f"{task_id}.completed"
+    assert "sesame" not in json.dumps(payload)
+    assert entries(services) == {}
+
+
+def test_the_start_tells_when_it_was(services, new):
+    task_id = new(events=["started"])
+    services.jobs.claim(task_id, "t1", "worker-1", 3)
+    ((_, payload, _),) = deliver(services)
+    assert (payload["type"], payload["timestamp"]) == ("task.started", payload["data"]["started_at"])
+    assert payload["data"]["status"] == "PENDING"
+
+
+@pytest.mark.parametrize("secret", [SECRET, OTHER])
+def test_the_public_verifier_accepts_a_signature_of_each_secret_during_rotation(secret):
+    headers = sign(f"{SECRET} {OTHER}", "1.completed", '{"a": "é"}')
+    assert Webhook(secret).verify('{"a": "é"}', headers) == {"a": "é"}
+
+
+def test_the_public_verifier_refuses_a_secret_that_is_gone_and_another_body():
+    headers = sign(SECRET, "1.completed", "{}")
+    for secret, body in ((OTHER, "{}"), (SECRET, "[]")):
+        with pytest.raises(WebhookVerificationError):
+            Webhook(secret).verify(body, headers)
+
+
+@pytest.mark.parametrize(
+    "answer", [500, 404, 301, 103, EgressError("no answer within 10 s"), AddressRefused("not public")]
+)
+def test_what_did_not_get_through_is_tried_again_later(services, ended, answer):
+    task_id = ended()
+    before = services.jobs.now()
+    deliver(services, answer)
+    assert 75 <= entries(services)[f"{task_id}.completed"] - before < 130
+    assert deliver(services) == []
+    time_passes(services)
+    assert len(deliver(services)) == 1
+    assert entries(services) == {}
+
+
+@pytest.mark.parametrize("answer", [200, 204, 299, 410])
+def test_what_got_through_or_is_gone_for_good_is_over(services, ended, answer):
+    ended()
+    deliver(services, answer)
+    assert entries(services) == {}
+
+
+def test_after_the_last_try_it_is_over(services, ended):
+    task_id = ended()
+    for _ in range(MAX_TRIES):
+        time_passes(services)
+        assert len(deliver(services, 500)) == 1
+    assert entries(services) == {}
+    assert [delivery["attempt"] for delivery in services.jobs.get(task_id).deliveries] == list(range(1, MAX_TRIES + 1))
+
+
+def test_pauses_grow_from_seconds_to_hours_and_are_uneven():
+    pauses = [pause(tries, 5) for tries in range(1, MAX_TRIES)]
+    assert pauses == sorted(pauses)
+    assert 3 < pauses[0] < 7
+    assert 10 * 60 < sum(pauses) < 24 * 3600
+    assert pause(1, 5) != pause(1, 5)
+
+
+def test_every_try_is_on_the_record_and_changes_nothing_else_of_the_task(services, ended):
+    task_id = ended()
+    before = services.jobs.get(task_id)
+    for answer in (EgressError("the connection was refused"), 500, 204):
+        time_passes(services)
+        deliver(services, answer)
+    after = services.jobs.get(task_id)
+    told = [(d["event"], d["attempt"], d["status"], d["error"]) for d in after.deliveries]
+    assert told == [
+        ("completed", 1, None, "the connection was refused"),
+        ("completed", 2, 500, "status 500"),
+        ("completed", 3, 204, None),
+    ]
+    assert after.version > before.version, "a cached document is out of date"
+    assert dataclasses.replace(after, deliveries=[], version=before.version) == before
+
+
+def test_the_record_holds_the_last_deliveries_only(services, ended, outbox):
+    task_id = ended()
+    for _ in range(4):
+        outbox.redeliver(services.jobs.get(task_id))
+        for _ in range(MAX_TRIES):
+            time_passes(services)
+            deliver(services, 500)
+    kept = services.jobs.get(task_id).deliveries
+    assert (len(kept), kept[-1]["attempt"]) == (20, MAX_TRIES)
+
+
+def test_two_couriers_never_have_the_same_entry(ended, outbox):
+    entry = f"{ended()}.completed"
+    start, claims = threading.Barrier(8), []
+
+    def claim():
+        start.wait(10)
+        claims.append(outbox.claim(entry))
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len([claim for claim in claims if claim]) == 1
+
+
+def test_what_a_dead_courier_held_is_delivered_by_the_next_once_its_lease_is_over(services, ended, outbox):
+    task_id = ended()
+    held = outbox.claim(f"{task_id}.completed")
+    assert deliver(services) == []
+    assert entries(services)[held.entry] > services.jobs.now() + 10
+    time_passes(services)
+    assert len(deliver(services)) == 1
+    assert not outbox.settle(held, 500, None, 1), "too late: another has delivered it"
+    assert entries(services) == {}
+    assert len(services.jobs.get(task_id).deliveries) == 1
+
+
+def test_a_courier_that_dies_each_time_does_not_try_for_ever(services, ended, outbox):
+    entry = f"{ended()}.completed"
+    for _ in range(MAX_TRIES):
+        assert outbox.claim(entry)
+        time_passes(services)
+    assert outbox.claim(entry) is None
+    assert entries(services) == {}
+
+
+def test_a_deleted_task_is_delivered_no_more_and_leaves_nothing(services, ended):
+    task_id = ended()
+    services.jobs.delete(task_id)
+    assert deliver(services) == []
+    assert entries(services) == {}
+    assert set(services.redis.hgetall(f"job:{task_id}")) <= {"phase", "deleted", "caller"}
+
+
+def test_a_task_that_is_deleted_during_its_delivery_is_not_written_again(services, ended, outbox):
+    task_id = ended()
+    claim = outbox.claim(f"{task_id}.completed")
+    services.jobs.delete(task_id)
+    outbox.settle(claim, 204, None, None)
+    assert "deliveries" not in services.redis.hgetall(f"job:{task_id}")
+
+
+def test_one_host_takes_only_its_share_and_the_others_go_on(services, ended):
+    slow = [ended("https://slow.example/", caller=f"c{n}") for n in range(SHARES["host"] + 3)]
+    ended("https://quick.example/")
+    released, sent = threading.Event(), []
+
+    class Slow(Recorder):
+        def post(self, url, body, headers, seconds):
+            sent.append(url)
+            if "slow" in url:
+                released.wait(20)
+            return 204
+
+    dispatcher = Dispatcher(services, Slow())
+    dispatcher.dispatch()
+    until(lambda: len(sent) == SHARES["host"] + 1, 10, "all that may be sent is")
+    assert "https://quick.example/" in sent
+    assert len([score for score in entries(services).values() if score < services.jobs.now()]) == 0, "others wait"
+    released.set()
+    until(lambda: len(entries(services)) == 3, 10, "the slow ones are done")
+    time_passes(services)
+    dispatcher.dispatch()
+    dispatcher.close()
+    assert len(sent) == len(slow) + 1
+    assert entries(services) == {}
+
+
+def test_one_caller_does_not_take_all(services, ended):
+    for n in range(SHARES["caller"] + 2):
+        ended(f"https://h{n}.example/", caller="greedy")
+    ended("https://other.example/", caller="other")
+    sent = [url for url, _, _ in deliver(services)]
+    assert "https://other.example/" in sent
+
+
+def test_a_body_that_cannot_be_made_is_tried_again(services, ended):
+    broken, good = ended(), ended()
+    services.redis.hset(f"job:{broken}", "params", "no JSON")
+    assert [payload["data"]["task_id"] for _, payload, _ in deliver(services)] == [good]
+    assert list(entries(services)) == [f"{broken}.completed"]
+
+
+def test_an_outage_of_the_store_does_not_end_the_deliveries(settings):
+    from app.services import build
+
+    away = build(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}), "courier")
+    stop = threading.Event()
+    thread = threading.Thread(target=Dispatcher(away, Recorder()).run, args=(stop,))
+    thread.start()
+    thread.join(1)
+    assert thread.is_alive()
+    stop.set()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_redelivery_starts_all_over(services, ended, outbox):
+    task_id = ended()
+    for _ in range(MAX_TRIES):
+        time_passes(services)
+        deliver(services, 500)
+    outbox.redeliver(services.jobs.get(task_id))
+    ((_, payload, headers),) = deliver(services)
+    assert (payload["type"], headers["webhook-id"]) == ("task.completed", f"{task_id}.completed")
+    assert entries(services) == {}
+
+
+def test_a_redelivery_during_a_delivery_does_not_make_two_at_once(services, ended, outbox):
+    task_id = ended()
+    claim = outbox.claim(f"{task_id}.completed")
+    outbox.redeliver(services.jobs.get(task_id))
+    assert deliver(services) == []
+    assert outbox.settle(claim, 500, "status 500", 1)
+
+
+def test_what_has_not_happened_is_not_redelivered(services, new, outbox):
+    waiting, plain = services.jobs.get(new()), job()
+    services.jobs.create(plain)
+    with pytest.raises(NotReady):
+        outbox.redeliver(waiting)
+    with pytest.raises(WebhookNotFound):
+        outbox.redeliver(services.jobs.get(plain.task_id))
+
+
+@pytest.mark.parametrize("url", ["http://example.com/", "https://127.0.0.1/", "https://u:p@example.com/", "mailto:x"])
+def test_a_webhook_that_is_never_called_is_refused_at_once(settings, url):
+    with pytest.raises(InvalidRequest) as refusal:
+        check(url, settings)
+    assert [error["field"] for error in refusal.value.errors] == ["webhook_url"]
+
+
+def test_development_may_open_http_and_loopback(settings):
+    check("http://127.0.0.1:9000/hook", settings.model_copy(update={"webhook_allow_private": True}))
+
+
+def submit(services, **body):
+    return create_app(services).test_client().post("/generate", json={"prompt": "a star", **body})
+
+
+def test_a_request_with_a_webhook_is_accepted_and_its_query_not_shown(services):
+    answer = submit(services, webhook_url=URL, webhook_events=["started", "completed"])
+    assert answer.status_code == 202
+    shown = {"url": "https://hooks.example/in", "events": ["started", "completed"], "deliveries": []}
+    assert answer.json["webhook"] == shown
+    assert "sesame" not in answer.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"webhook_url": "http://example.com/"},
+        {"webhook_url": "https://10.0.0.1/"},
+        {"webhook_url": "https://example.com/" + 2000 * "x"},
+        {"webhook_url": 7},
+        {"webhook_url": URL, "webhook_events": ["finished"]},
+        {"webhook_url": URL, "webhook_events": []},
+        {"webhook_url": URL, "webhook_events": "completed"},
+    ],
+)
+def test_a_webhook_that_is_wrong_is_a_422(services, body):
+    answer = submit(services, **body)
+    assert (answer.status_code, answer.json["code"]) == (422, "invalid_request")
+    assert answer.json["errors"][0]["field"].startswith("webhook_")
+
+
+def test_without_a_secret_a_webhook_is_refused_with_the_reason(services, settings):
+    bare = settings.model_copy(update={"webhook_secret": type(settings.webhook_secret)("")})
+    answer = submit(dataclasses.replace(services, settings=bare), webhook_url=URL)
+    assert (answer.status_code, answer.json["errors"][0]["field"]) == (422, "webhook_url")
+    assert "WEBHOOK_SECRET" in answer.json["detail"]
+
+
+def test_a_rerun_tells_the_same_webhook(services):
+    web = create_app(services).test_client()
+    first = web.post("/generate", json={"prompt": "a star", "webhook_url": URL}).json["task_id"]
+    again = web.post(f"/tasks/{first}/rerun").json
+    assert again["webhook"]["url"] == "https://hooks.example/in"
+    assert services.jobs.get(again["task_id"]).webhook_url == URL
+
+
+def test_a_redelivery_can_be_asked_for_over_http(services, ended):
+    web, task_id = create_app(services).test_client(), ended()
+    deliver(services)
+    answer = web.post(f"/tasks/{task_id}/webhook/redeliver")
+    assert (answer.status_code, len(answer.json["webhook"]["deliveries"])) == (202, 1)
+    assert len(deliver(services)) == 1
+
+
+def test_a_redelivery_of_nothing_is_refused(services, new):
+    web, waiting, plain = create_app(services).test_client(), new(), job()
+    services.jobs.create(plain)
+    codes = [web.post(f"/tasks/{task_id}/webhook/redeliver") for task_id in (waiting, plain.task_id, "unknown")]
+    assert [(answer.status_code, answer.json["code"]) for answer in codes] == [
+        (409, "not_ready"),
+        (404, "webhook_not_found"),
+        (404, "task_not_found"),
+    ]
+
+
+@pytest.mark.parametrize("secret", ["sesame", "whsec_sesame", "whsec_c2hvcnQ=", f"{SECRET} short"])
+def test_a_secret_that_is_none_keeps_the_process_from_starting(monkeypatch, secret):
+    monkeypatch.setenv("SIGNING_KEY", 32 * "x")
+    monkeypatch.setenv("WEBHOOK_SECRET", secret)
+    with pytest.raises(SettingsError, match="WEBHOOK_SECRET") as refusal:
+        load()
+    assert "sesame" not in str(refusal.value)
+
+
+def test_two_secrets_are_read(monkeypatch):
+    monkeypatch.setenv("SIGNING_KEY", 32 * "x")
+    monkeypatch.setenv("WEBHOOK_SECRET", f"{SECRET} {OTHER}")
+    assert load().webhook_secret.get_secret_value().split() == [SECRET, OTHER]
+
+
+def test_no_log_line_holds_the_url_of_a_webhook(services, ended):
+    ended()
+    with structlog.testing.capture_logs() as lines:
+        for answer in (EgressError("the connection was refused"), 500, ValueError("unforeseen"), 204):
+            time_passes(services)
+            deliver(services, answer)
+    events = [line["event"] for line in lines]
+    assert events == ["webhook.postponed", "webhook.postponed", "webhook.failed", "webhook.delivered"]
+    assert "sesame" not in str(lines)
+    assert "hooks.example" not in str(lines)
