@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from app.egress import without_query
+from app.errors import InputInvalid
 from app.models import ModelSpec
 from app.record import Job, Phase, Status
 from app.schemas import (
@@ -173,7 +174,11 @@ def _urls(job: Job, base: str) -> TaskUrls:
 def _inline(job: Job, services: Services) -> str | None:
     if job.status is not Status.SUCCEEDED:
         return None
-    data = services.storage.get(job.images[0]["name"], MAX_INLINE_BYTES)
+    try:
+        data = services.storage.get(job.images[0]["name"], MAX_INLINE_BYTES)
+    except InputInvalid:
+        # Too large for an answer: its URL is there.
+        return None
     return base64.b64encode(data).decode() if data else None
 
 

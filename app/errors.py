@@ -4,14 +4,13 @@
     ├── SettingsError             the environment or the catalogue is wrong; the process does not start
     ├── InvalidTransition         a move that the table in jobs.py does not allow: a mistake in our code
     ├── ClaimLost                 someone else holds the job now, or it is over: stop work, write nothing
-    ├── Interrupted               the worker must stop: the job goes back to its queue
     ├── DeviceLost                the GPU failed: the process ends, another one runs the job
     ├── EgressError               a webhook's receiver was not reached, or did not answer as it should
     │   └── AddressRefused        its address is one that no stranger may send us to
     ├── ObjectExists              the output object is there already, from an earlier attempt
     ├── RequestError              told to the client as a problem document, nothing was accepted
-    │   ├── BadRequest, InvalidRequest, UnknownModelVersion, UnsupportedMediaType, PayloadTooLarge
-    │   ├── TaskNotFound, TaskExpired, ModelNotFound, RouteNotFound, MethodNotAllowed
+    │   ├── BadRequest, InvalidRequest, UnknownModelVersion
+    │   ├── TaskNotFound, TaskExpired, ModelNotFound
     │   ├── InputMissing, NotReady, WebhookNotFound, IdempotencyKeyReuse, IdempotencyConflict
     │   ├── Unauthorized, Forbidden, RateLimited, QuotaExceeded, QueueFull
     │   └── BrokerUnavailable, StoreUnavailable, StorageUnavailable, NoWorker
@@ -42,10 +41,6 @@ class InvalidTransition(DarkroomError):
 
 class ClaimLost(DarkroomError):
     """The token is no longer the job's: its lease ran out, or the job ended."""
-
-
-class Interrupted(DarkroomError):
-    """The worker was told to stop while the job was running."""
 
 
 class DeviceLost(DarkroomError):
@@ -83,22 +78,6 @@ class RequestError(DarkroomError):
 
 class BadRequest(RequestError):
     status, code, title = 400, "invalid_request", "Bad request"
-
-
-class RouteNotFound(RequestError):
-    status, code, title = 404, "invalid_request", "No such page"
-
-
-class MethodNotAllowed(RequestError):
-    status, code, title = 405, "invalid_request", "Method not allowed"
-
-
-class PayloadTooLarge(RequestError):
-    status, code, title = 413, "invalid_request", "Body too large"
-
-
-class UnsupportedMediaType(RequestError):
-    status, code, title = 415, "invalid_request", "Unsupported media type"
 
 
 class InvalidRequest(RequestError):

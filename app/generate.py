@@ -114,7 +114,9 @@ class Runner:
                 self._work(job, lease)
         except (ClaimLost, DeviceLost):
             raise
-        except SystemExit:
+        except SystemExit as stop:
+            if not _by_signal(stop):
+                raise self._fail(job, token, Internal("The model tried to end its worker.")) from stop
             # SIGTERM's way into the child. Celery must see it, to put the message back.
             with suppress(ClaimLost):
                 jobs.release(job.task_id, token)
@@ -219,6 +221,11 @@ class Runner:
 
 
 MAX_OUTPUT_BYTES = 500_000_000
+
+
+def _by_signal(stop: SystemExit) -> bool:
+    """Whether the worker was told to stop: the pool's signal handler exits with a number that nothing else does."""
+    return isinstance(stop.code, int) and -256 < stop.code < 0
 
 
 class _Stopwatch:

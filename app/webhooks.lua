@@ -21,7 +21,8 @@ function moves.claim()
     redis.call('ZREM', outbox, entry)
     return {'gone', 0}
   end
-  if leased() or (tonumber(redis.call('ZSCORE', outbox, entry) or '') or math.huge) > now then return {'held', 0} end
+  -- Whoever holds it has moved its time to the end of the lease.
+  if (tonumber(redis.call('ZSCORE', outbox, entry) or '') or math.huge) > now then return {'held', 0} end
   local try = redis.call('HINCRBY', key, tries, 1)
   if try > tonumber(ARGV[6]) then
     redis.call('ZREM', outbox, entry)

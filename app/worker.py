@@ -9,6 +9,7 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from celery.worker import state as celery_state
 
 from app import settings as settings_module
 from app import telemetry
-from app.errors import DeviceLost, GpuOutOfMemory, ModelLoadFailed, SettingsError
+from app.errors import DeviceLost, GpuOutOfMemory, ModelLoadFailed, SettingsError, StoreUnavailable
 from app.generate import Runner
 from app.services import Services, build
 from app.settings import Settings
@@ -58,7 +59,9 @@ class Herald:
     def _repeat(self) -> None:
         while True:
             time.sleep(TTL / 3)
-            self._workers.announce(self._state())
+            # A store that is full, say: the jobs see to their own writes.
+            with suppress(StoreUnavailable):
+                self._workers.announce(self._state())
 
 
 class Child:

@@ -239,10 +239,10 @@ def test_a_service_that_is_away_is_said_to_be_so(visit, emptied):
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
     """A stack that works for those who have a key, and a key."""
-    from app.callers import new_key
+    from app.keys import new_key
 
     folder = tmp_path_factory.mktemp("locked")
-    key, caller = new_key("visitor", "client")
+    key, caller = new_key("visitor")
     keys = folder / "keys.yaml"
     keys.write_text(f"callers:\n  - {caller.model_dump_json()}\n")
     with embedded(folder) as backend:

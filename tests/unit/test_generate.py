@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import io
+import signal
 
 import pytest
 from PIL import Image
@@ -21,6 +22,9 @@ from app.generate import Runner, output_name
 from app.pictures import encode
 from app.record import Phase, Status
 from tests.things import deadline_passes, indexes, job, lease_runs_out, params, picture
+
+# How the pool's signal handler in the child leaves.
+SIGTERM = -(256 - signal.SIGTERM)
 
 
 class Painter:
@@ -206,7 +210,7 @@ def test_a_failure_after_the_claim_was_lost_is_nobodys_business(services, queued
 def test_a_worker_that_must_stop_gives_the_job_back_and_no_attempt_is_counted(services, queued):
     new = queued()
     with pytest.raises(SystemExit):
-        run(services, new, raising(SystemExit(1)))
+        run(services, new, raising(SystemExit(SIGTERM)))
     stored = services.jobs.get(new.task_id)
     assert (stored.phase, stored.attempt, stored.status) == (Phase.QUEUED, 0, Status.PENDING)
     assert run(services, new)["verdict"] == "succeeded"
@@ -217,13 +221,15 @@ def test_a_worker_that_must_stop_stops_even_when_its_claim_is_gone(services, que
 
     def end_and_exit(_):
         services.jobs.fail(new.task_id, DeadlineExceeded("too late"))
-        raise SystemExit(1)
+        raise SystemExit(SIGTERM)
 
     with pytest.raises(SystemExit):
         run(services, new, Painter(end_and_exit))
 
 
-@pytest.mark.parametrize("fault", [MemoryError("none left"), RuntimeError("secret detail"), KeyError("x")])
+@pytest.mark.parametrize(
+    "fault", [MemoryError("none left"), RuntimeError("secret detail"), KeyError("x"), SystemExit(1), SystemExit("told")]
+)
 def test_an_unexpected_fault_of_the_model_fails_the_job_and_tells_no_detail(services, queued, fault):
     new = queued()
     with pytest.raises(Internal):

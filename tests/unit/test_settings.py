@@ -94,3 +94,27 @@ def test_clients_are_told_the_public_address(environ):
 def test_a_redis_as_broker_is_the_embedded_mode(environ, url, embedded):
     environ(BROKER_URL=url)
     assert settings.load().embedded is embedded
+
+
+def test_a_client_asks_this_machine_without_a_key_unless_it_is_told(monkeypatch):
+    monkeypatch.delenv("DARKROOM_URL", raising=False)
+    monkeypatch.setenv("DARKROOM_API_KEY", "")
+    known = settings.load_client()
+    assert (known.url, known.api_key.get_secret_value()) == ("http://127.0.0.1:8000", "")
+
+
+@pytest.mark.parametrize("url", ["nowhere", "ftp://x", "http://", "//x"])
+def test_a_clients_mistakes_are_told_together_and_its_key_is_not(monkeypatch, url):
+    monkeypatch.setenv("DARKROOM_URL", url)
+    monkeypatch.setenv("DARKROOM_API_KEY", "hunter2 \n")
+    with pytest.raises(SettingsError) as refused:
+        settings.load_client()
+    lines = str(refused.value).splitlines()
+    assert [line.partition(":")[0] for line in lines] == ["DARKROOM_URL", "DARKROOM_API_KEY"]
+    assert "hunter2" not in str(refused.value)
+
+
+def test_what_the_environment_holds_of_the_settings_is_known(environ, monkeypatch):
+    environ(LEASE="2")
+    monkeypatch.setenv("REDIS_URL", "")
+    assert settings.given() == {"signing_key", "lease"}
