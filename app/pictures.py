@@ -53,6 +53,8 @@ def _opened(data: bytes, mode: str) -> Image.Image:
                 return _on_white(_upright(image)).convert(mode)
     except InputInvalid:
         raise
+    except Image.DecompressionBombError:
+        raise _too_many_pixels() from None
     except Exception as error:  # whatever strange bytes make Pillow's decoders raise, the bytes are to blame
         formats = ", ".join(FORMATS)
         raise InputInvalid(f"The input is no picture that can be read ({formats}).") from error
@@ -61,7 +63,11 @@ def _opened(data: bytes, mode: str) -> Image.Image:
 def _check_size(image: Image.Image) -> None:
     """Before anything is decoded: a small file may hold a picture that fills the memory."""
     if image.width * image.height > MAX_PIXELS:
-        raise InputInvalid(f"The input picture has more than {MAX_PIXELS} pixels.")
+        raise _too_many_pixels()
+
+
+def _too_many_pixels() -> InputInvalid:
+    return InputInvalid(f"The input picture has more than {MAX_PIXELS} pixels.")
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -75,7 +81,7 @@ def _upright(image: Image.Image) -> Image.Image:
 def _on_white(image: Image.Image) -> Image.Image:
     """Transparent parts become white: the model knows no transparency, and they would turn black."""
     if image.mode.startswith("I;16") or image.mode == "I":
-        # Sixteen bits a pixel; Pillow would cut the upper half off instead of scaling it.
+        # Sixteen bits a pixel; Pillow would cut the upper half off instead of scaling it. It asks for this form.
         image = image.convert("F").point(lambda value: value / 256 + 0).convert("L")
     if not image.has_transparency_data:
         return image.convert("RGB")

@@ -66,7 +66,8 @@ class Watch:
                     yield Event("status", job.version, job) if changed else Event("alive", job.version)
                 elif "preview" in event:
                     yield Event("preview", job.version, data={"preview": event["preview"]})
-                elif event.get("step") is not None:
+                # A job that was only just claimed is at step 0 of a number that is not known yet.
+                elif event.get("steps"):
                     yield Event("progress", event["version"], data={"step": event["step"], "steps": event["steps"]})
 
     @contextmanager

@@ -218,8 +218,12 @@ class Dispatcher:
         except (TaskNotFound, TaskExpired):
             # Deleted in between, and its entry goes with it when it is due again.
             log.info("webhook.task_gone", task_id=claim.task_id, webhook_event=claim.event)
+        except DarkroomError as error:
+            # Here and below: the lease ends, and the entry is due again.
+            log.warning(
+                "webhook.interrupted", task_id=claim.task_id, reason=str(error), error_type=type(error).__name__
+            )
         except Exception:
-            # The lease ends, and the entry is due again.
             log.exception("webhook.failed", task_id=claim.task_id, webhook_event=claim.event)
         finally:
             self._rise(seats)

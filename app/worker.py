@@ -35,6 +35,9 @@ log = structlog.get_logger("darkroom.worker")
 
 _child: "Child | None" = None
 
+# In the parent: its child cannot go on, so neither can it.
+_gave_up = threading.Event()
+
 
 def current() -> "Child":
     """What runs the jobs in this process: the child of a worker."""
@@ -116,7 +119,8 @@ def main(settings: Settings) -> int:
     # A step that gives up says why; Celery keeps that as the exit code.
     if isinstance(worker.exitcode, str):
         raise ModelLoadFailed(worker.exitcode)
-    return int(worker.exitcode or 0)
+    # Celery forgets with which status it was told to terminate.
+    return int(EX_FAILURE if _gave_up.is_set() else worker.exitcode or 0)
 
 
 class ModelGate(bootsteps.StartStopStep):
@@ -141,6 +145,7 @@ def _end_when_failed(services: Services, name: str) -> None:
     while (worker := services.workers.get(name)) is None or worker.state != "failed":
         time.sleep(0.5)
     log.error("worker.models_failed", worker=name, reason=worker.reason)
+    _gave_up.set()
     celery_state.should_terminate = EX_FAILURE  # type: ignore[assignment]
 
 

@@ -41,10 +41,12 @@ def browser():
 def emptied(stack):
     """The stack without anybody's tasks."""
     client = stack.client
-    for task in list(client.tasks()):
-        client.cancel(task["task_id"])
-        client.wait(task["task_id"], 60)
-        client.delete(task["task_id"])
+    tasks = [task["task_id"] for task in client.tasks()]
+    for task_id in tasks:
+        client.cancel(task_id)
+    for task_id in tasks:
+        client.wait(task_id, 60)
+        client.delete(task_id)
     return stack
 
 

@@ -1,6 +1,8 @@
 """What a visitor does on the page: hand in, watch, cancel, start from a picture, take home, come back."""
 
+import base64
 import io
+import json
 import re
 
 import pytest
@@ -38,6 +40,19 @@ def test_a_visitor_sees_how_far_the_picture_is(page):
     expect(bar).not_to_have_js_property("value", first)
     assert 0 < bar.evaluate("bar => bar.value") < 1
     expect(page.frames().first).to_contain_text("%")
+    page.tab.locator("#cancel").click()
+    page.see_stage("failed")
+
+
+def test_a_preview_comes_up_in_the_tray(page):
+    preview = base64.b64encode(picture(kind="JPEG")).decode()
+    body = f"event: preview\ndata: {json.dumps({'preview': preview})}\n\n"
+    # Once; then the page asks again, and is told what happens.
+    page.tab.route("**/events", lambda route: route.fulfill(content_type="text/event-stream", body=body), times=1)
+    page.hand_in(steps=LONG)
+    expect(page.tab.locator("#print")).to_have_attribute("src", f"data:image/jpeg;base64,{preview}")
+    page.see_stage("developing")
+    assert page.colour()[0] > 250
     page.tab.locator("#cancel").click()
     page.see_stage("failed")
 

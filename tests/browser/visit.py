@@ -73,7 +73,8 @@ class Visit:
         """The colour of one pixel of the print."""
         return self.picture().evaluate(
             """(img, [x, y]) => {
-                const canvas = Object.assign(document.createElement("canvas"), {width: img.naturalWidth, height: img.naturalHeight});
+                const canvas = document.createElement("canvas");
+                [canvas.width, canvas.height] = [img.naturalWidth, img.naturalHeight];
                 const context = canvas.getContext("2d");
                 context.drawImage(img, 0, 0);
                 return [...context.getImageData(x, y, 1, 1).data].slice(0, 3);

@@ -178,3 +178,14 @@ def test_a_store_that_dies_and_comes_back_is_listened_to_again(settings, tmp_pat
         assert (again.got.phase.is_terminal, again.took < PATIENCE - 1) == (True, True)
     finally:
         server.kill()
+
+
+def test_a_claim_that_a_follower_has_seen_already_is_no_progress(watch, jobs):
+    task_id = queued(jobs)
+    jobs.claim(task_id, "t1", "worker-1", 3)
+    events = watch.follow(lambda: jobs.get(task_id))
+    assert next(events).job.phase == "STARTING"
+    # What the claim told, as it comes to someone who read the record between the claim and this.
+    watch._tell({"task_id": task_id, "phase": "STARTING", "status": "PENDING", "version": 1, "step": 0})
+    jobs.fail(task_id, Internal(), "t1")
+    assert next(events).job.phase == "DONE"

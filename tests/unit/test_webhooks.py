@@ -379,6 +379,29 @@ def test_a_redelivery_during_a_delivery_does_not_make_two_at_once(services, ende
     assert outbox.settle(claim, 500, "status 500", 1)
 
 
+def test_putting_off_what_another_has_just_taken_changes_nothing(services, ended, outbox):
+    claim = outbox.claim(f"{ended()}.completed")
+    before = entries(services)
+    outbox.postpone(claim.entry)
+    assert entries(services) == before
+
+
+def test_an_outage_after_the_receiver_has_answered_delivers_once_more(services, ended):
+    class Outage(Recorder):
+        def post(self, *request):
+            services.redis.rename(OUTBOX, "elsewhere")
+            services.redis.set(OUTBOX, "of another kind")
+            return super().post(*request)
+
+    task_id, recorder = ended(), Outage()
+    dispatcher = Dispatcher(services, recorder)
+    dispatcher.dispatch()
+    dispatcher.close()
+    services.redis.rename("elsewhere", OUTBOX)
+    time_passes(services)
+    assert [payload["data"]["task_id"] for _, payload, _ in deliver(services)] == [task_id]
+
+
 def test_what_has_not_happened_is_not_redelivered(services, new, outbox):
     waiting, plain = services.jobs.get(new()), job()
     services.jobs.create(plain)

@@ -46,7 +46,7 @@ def autoencoder_run(network: Any, pictures: Tensor, samples: int = SAMPLES) -> R
     """The training of ``network`` on uint8 ``pictures`` (N, 3, 128, 128): one cosine over ``samples`` crops."""
 
     def loss(generator: torch.Generator, _: int) -> Tensor:
-        return _loss(network, _crops(pictures, generator), generator)
+        return _loss(network, crops(pictures, generator), generator)
 
     def learning_rate(seen: int) -> float:
         return 2e-3 * min(1.0, (seen + BATCH) / 900) * _cosine(seen / samples)
@@ -72,7 +72,7 @@ def _cosine(progress: float) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * min(1.0, progress))
 
 
-def _crops(pictures: Tensor, generator: torch.Generator) -> Tensor:
+def crops(pictures: Tensor, generator: torch.Generator) -> Tensor:
     """A batch of squares of ``CROP`` pixels, half of them mirrored."""
     room = pictures.shape[-1] - CROP + 1
     picks = torch.randint(len(pictures), (BATCH,), generator=generator).tolist()
@@ -82,14 +82,18 @@ def _crops(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return as_network_input(torch.stack(crops))
 
 
-def _loss(network: Any, pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """L1 + squares + L1 of the gradients, and what keeps each latent channel near mean 0, deviation 1."""
-    latents = network.encoder(pictures)
+def reconstruction_loss(network: Any, pictures: Tensor, latents: Tensor, generator: torch.Generator) -> Tensor:
+    """L1 + squares + L1 of the gradients, of what the decoder makes of ``latents`` with a little noise."""
     noise = torch.randn(latents.shape, generator=generator)
     error = network.decoder(latents + DECODER_NOISE * noise) - pictures
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    loss: Tensor = error.abs().mean() + error.square().mean() + 0.5 * edges + 0.1 * _spread(latents)
-    return loss
+    return error.abs().mean() + error.square().mean() + 0.5 * edges
+
+
+def _loss(network: Any, pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """The reconstruction's, and what keeps each latent channel near mean 0, deviation 1."""
+    latents = network.encoder(pictures)
+    return reconstruction_loss(network, pictures, latents, generator) + 0.1 * _spread(latents)
 
 
 def _spread(latents: Tensor) -> Tensor:

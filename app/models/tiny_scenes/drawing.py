@@ -176,8 +176,9 @@ def _heart() -> list[Layer]:
 
 
 def _ring() -> list[Layer]:
-    # One path around the outer edge and back around the inner one leaves the hole open; the seam overlaps a little.
-    return [(_arc(0, 0, 1.0, 1.0, -1, 360) + _arc(0, 0, 0.52, 0.52, 360, -1), "main")]
+    # Two halves that overlap a little: a polygon cannot have a hole.
+    halves = [(start, start + 184) for start in (-2, 178)]
+    return [(_arc(0, 0, 1, 1, start, stop) + _arc(0, 0, 0.52, 0.52, stop, start), "main") for start, stop in halves]
 
 
 def _cross() -> list[Layer]:

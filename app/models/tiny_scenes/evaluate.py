@@ -13,10 +13,11 @@ from pathlib import Path
 import click
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from transformers import logging as transformers_logging
 
 from app.models.tiny_scenes.grammar import NOUNS, Scene, caption, random_scene
 from app.models.tiny_scenes.judge import Verdict, judge, share_right, shares, trained_reader
@@ -47,19 +48,23 @@ def generate(folder: Path, scenes: list[Scene], size: int, steps: int, guidance:
     return pictures
 
 
-def report(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str, object]:
-    """The shares of right verdicts, over all and for each noun, and what wrong nouns were taken for."""
-    by_noun = {
-        noun: shares(*map(list, zip(*pairs, strict=True)))  # type: ignore[arg-type]
-        for noun in NOUNS
-        if (pairs := [pair for pair in zip(scenes, verdicts, strict=True) if pair[0].noun == noun])
+def by_noun(scenes: list[Scene], verdicts: list[Verdict]) -> dict[str, dict[str, float]]:
+    """The shares of right verdicts for each noun."""
+    places = {noun: [place for place, scene in enumerate(scenes) if scene.noun == noun] for noun in NOUNS}
+    return {
+        noun: shares([scenes[place] for place in there], [verdicts[place] for place in there])
+        for noun, there in places.items()
+        if there
     }
-    wrong = [
+
+
+def wrong_nouns(scenes: list[Scene], verdicts: list[Verdict]) -> list[str]:
+    """What each picture with a wrong noun was taken for."""
+    return sorted(
         f"{scene.noun} seen as {found.noun}"
         for scene, found in zip(scenes, verdicts, strict=True)
         if scene.noun != found.noun
-    ]
-    return {"overall": shares(scenes, verdicts), "by_noun": by_noun, "wrong_nouns": sorted(wrong)}
+    )
 
 
 def contact_sheet(pictures: list[Image.Image], scenes: list[Scene]) -> Image.Image:
@@ -82,10 +87,6 @@ def _table(measured: dict[str, dict[str, float]]) -> Table:
     return table
 
 
-def _truth(reader: nn.Sequential) -> dict[str, float]:
-    return share_right(reader, 500, seed=2)
-
-
 @click.command()
 @click.option("--model", type=click.Path(exists=True, path_type=Path), default=WEIGHTS)
 @click.option("--judge", "judge_path", type=click.Path(path_type=Path), default=Path("var/tiny-scenes/judge.pt"))
@@ -102,20 +103,24 @@ def main(
 ) -> None:  # fmt: skip
     """Draw COUNT prompts with MODEL and print how many pictures show what was asked for."""
     torch.set_num_threads(2)
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
     reader = trained_reader(judge_path)
     scenes = prompts(count, seed)
     started = time.monotonic()
     pictures = generate(model, scenes, size, steps, guidance, seed)
     seconds = (time.monotonic() - started) / count
     verdicts = judge(reader, torch.stack([as_tensor(picture) for picture in pictures]))
-    measured = report(scenes, verdicts)
-    overall, by_noun = measured["overall"], measured["by_noun"]
-    rows = {**by_noun, "model": overall, "judge on drawings": _truth(reader)}  # type: ignore[dict-item]
-    Console().print(_table(rows), f"{seconds:.2f} s a picture in batches of {BATCH}")
+    each, overall = by_noun(scenes, verdicts), shares(scenes, verdicts)
+    truth = share_right(reader, 500, seed=2)
+    Console().print(_table({**each, "model": overall, "judge on drawings": truth}))
+    click.echo(f"{seconds:.2f} s a picture in batches of {BATCH}")
     if grid:
         contact_sheet(pictures, scenes).save(grid)
     if json_path:
         judged = [{"caption": caption(s), **asdict(v)} for s, v in zip(scenes, verdicts, strict=True)]
+        measured = {"overall": overall, "judge": truth, "by_noun": each, "wrong_nouns": wrong_nouns(scenes, verdicts)}
         json_path.write_text(json.dumps({**measured, "pictures": judged}, indent=2) + "\n")
 
 

@@ -7,6 +7,7 @@ word about what a diffusion model made is an estimate; ``share_right`` says how 
 
 # ruff: noqa: S311 -- pictures and captions are drawn at random, nothing here is a secret.
 
+import itertools
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def build_reader() -> nn.Sequential:
     """Outlines (N, 1, SIDE, SIDE) to the nouns' scores (N, nouns); seeded by ``torch.manual_seed``."""
     widths = (1, 16, 32, 64, 96)
     layers: list[nn.Module] = []
-    for before, after in zip(widths, widths[1:], strict=False):
+    for before, after in itertools.pairwise(widths):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.ReLU()]
     return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.2), nn.Linear(widths[-1] * 16, len(NOUNS)))
 
@@ -96,7 +97,8 @@ def outlines(pictures: Tensor) -> Tensor:
     small = functional.interpolate(pictures.float(), size=(SIDE, SIDE), mode="area")
     distance = (small - _border(small)[:, :, None, None]).norm(dim=1, keepdim=True)
     scale = distance.flatten(1).quantile(0.98, dim=1).clamp_min(20.0)
-    return distance / scale[:, None, None, None]
+    relative: Tensor = distance / scale[:, None, None, None]
+    return relative
 
 
 def _border(pictures: Tensor) -> Tensor:

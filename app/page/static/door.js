@@ -2,17 +2,26 @@
 
 import { byId } from "./dom.js";
 
+const door = byId("door");
+
 /** The key that the visitor gives. */
 export function askForKey(wasWrong) {
   byId("door-reason").textContent = wasWrong
     ? "That key does not open this door. Try another."
     : "This Darkroom works for those who have a key.";
   byId("key").value = "";
-  byId("door").showModal();
+  door.showModal();
   return new Promise((resolve) => {
-    byId("door-form").addEventListener("submit", () => resolve(byId("key").value.trim()), { once: true });
+    const answer = () => {
+      const key = byId("key").value.trim();
+      // Nothing on the page works without a key: Escape only closes the door for a moment.
+      if (!key) return door.showModal();
+      door.removeEventListener("close", answer);
+      resolve(key);
+    };
+    door.addEventListener("close", answer);
   });
 }
 
-// Nothing on the page works without the key: Escape closes nothing.
-byId("door").addEventListener("cancel", (event) => event.preventDefault());
+// What was typed before Escape is not handed in.
+door.addEventListener("cancel", () => (byId("key").value = ""));

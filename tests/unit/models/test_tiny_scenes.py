@@ -6,9 +6,9 @@ import random
 import numpy as np
 import pytest
 
+from app.models.tiny_scenes import grammar
 from app.models.tiny_scenes.captions import captioned_scene, spoken
 from app.models.tiny_scenes.drawing import draw
-from app.models.tiny_scenes import grammar
 from app.models.tiny_scenes.grammar import COLOURS, NOUNS, SYNONYMS, Scene, caption, parse, random_scene
 
 
@@ -104,6 +104,17 @@ class Noise:
         return tuple(torch.randn(shape, generator=generator) for shape in shapes)
 
 
+@pytest.fixture
+def one_thread():
+    """Two threads that wait for each other take minutes where other tests keep the cores busy."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def diffusion_run(monkeypatch):
     import torch
 
@@ -114,6 +125,7 @@ def diffusion_run(monkeypatch):
     return diffusion.unet_run(diffusion.build_unet(), Noise())
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_training_that_was_interrupted_ends_in_the_same_weights(monkeypatch, tmp_path):
     import torch
 
@@ -144,6 +156,7 @@ def test_the_learning_rate_rises_stays_and_falls():
     assert learning_rate(STEADY) > learning_rate(2 * STEADY) > 0
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own, about numpy
 def test_an_exported_folder_loads_in_diffusers_and_gives_a_picture(tokenizer, tmp_path):
     import torch
     from diffusers import StableDiffusionPipeline
@@ -162,9 +175,27 @@ def test_an_exported_folder_loads_in_diffusers_and_gives_a_picture(tokenizer, tm
     assert picture.size == (128, 128)
 
 
+@pytest.mark.usefixtures("one_thread")
+def test_a_decoder_that_is_trained_on_leaves_the_latents_alone():
+    import torch
+
+    from app.models.tiny_scenes.autoencoder import build_autoencoder, encode
+    from app.models.tiny_scenes.pictures import scenes as pictures
+    from app.models.tiny_scenes.sharpen import sharpen_run
+
+    torch.manual_seed(0)
+    network, some = build_autoencoder(), pictures(4, seed=1)[0]
+    before, run = encode(network, some), sharpen_run(network, some, samples=1000)
+    weights = [weight.clone() for weight in network.decoder.parameters()]
+    run.step()
+    assert torch.equal(encode(network, some), before)
+    assert not all(map(torch.equal, weights, network.decoder.parameters()))
+
+
 # ---- the judge
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_the_judge_names_the_colours_of_a_drawing():
     from app.models.tiny_scenes.judge import build_reader, drawings, judge, shares
 
