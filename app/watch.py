@@ -22,6 +22,9 @@ log = structlog.get_logger("darkroom.watch")
 # Looked at again after this long though nothing was told: an event may be lost while Redis restarts.
 PATIENCE = 5.0
 
+# How long the first who waits gives the subscription to begin; an outage must not hold a client up.
+LISTEN_SECONDS = 0.5
+
 Inbox = SimpleQueue[dict[str, Any]]
 
 
@@ -43,6 +46,8 @@ class Watch:
         self._inboxes: defaultdict[str, set[Inbox]] = defaultdict(set)
         self._lock = threading.Lock()
         self._listener: threading.Thread | None = None
+        # Set while Redis tells us: what happens before that is seen only by reading the record.
+        self.listening = threading.Event()
 
     def wait(self, read: Callable[[], Job], seconds: float) -> Job:
         """The job as soon as it is done, or as it is after `seconds`."""
@@ -86,6 +91,7 @@ class Watch:
             if self._listener is None:
                 self._listener = threading.Thread(target=self._listen, name="watch", daemon=True)
                 self._listener.start()
+        self.listening.wait(LISTEN_SECONDS)
 
     def _leave(self, task_id: str, inbox: Inbox) -> None:
         with self._lock:
@@ -98,14 +104,18 @@ class Watch:
             try:
                 self._listen_once()
             except (RedisError, OSError) as error:
+                self.listening.clear()
                 log.warning("watch.interrupted", reason=str(error))
                 time.sleep(1)
 
     def _listen_once(self) -> None:
-        with self._redis.pubsub(ignore_subscribe_messages=True) as subscription:  # type: ignore[no-untyped-call]
+        with self._redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
             subscription.subscribe(EVENTS)
             while True:
-                if message := subscription.get_message(timeout=PATIENCE):
+                message = subscription.get_message(timeout=PATIENCE)
+                if message and message["type"] == "subscribe":
+                    self.listening.set()
+                elif message:
                     self._tell(json.loads(message["data"]))
 
     def _tell(self, event: dict[str, Any]) -> None:

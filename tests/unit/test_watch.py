@@ -64,10 +64,9 @@ def subscriptions(redis_client):
 
 
 @pytest.fixture
-def listens(services):
-    """Whether this test's watch listens; those of other tests may listen still."""
-    before = subscriptions(services.redis)
-    return lambda: subscriptions(services.redis) > before
+def listens(watch):
+    """Whether Redis tells this test's watch."""
+    return watch.listening.is_set
 
 
 def test_the_end_of_a_job_wakes_who_waits_for_it_well_before_their_patience_ends(watch, jobs, listens):

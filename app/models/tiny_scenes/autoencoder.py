@@ -87,7 +87,8 @@ def reconstruction_loss(network: Any, pictures: Tensor, latents: Tensor, generat
     noise = torch.randn(latents.shape, generator=generator)
     error = network.decoder(latents + DECODER_NOISE * noise) - pictures
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-    return error.abs().mean() + error.square().mean() + 0.5 * edges
+    loss: Tensor = error.abs().mean() + error.square().mean() + 0.5 * edges
+    return loss
 
 
 def _loss(network: Any, pictures: Tensor, generator: torch.Generator) -> Tensor:

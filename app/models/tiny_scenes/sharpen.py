@@ -22,7 +22,7 @@ from torch import Tensor
 from app.models.tiny_scenes.autoencoder import BATCH, crops, decibels, reconstruction_loss
 from app.models.tiny_scenes.checkpoint import Run
 from app.models.tiny_scenes.pictures import autoencoder_pictures, scenes
-from app.models.tiny_scenes.train import THREADS, advance
+from app.models.tiny_scenes.train import advance
 
 RATE = 1e-3
 WARM_UP = 1_000  # crops
@@ -58,9 +58,10 @@ def replace_saved(network: Any, folder: Path) -> None:
 @click.option("--checkpoints", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--samples", default=60_000, help="Crops in all; the same number each time a training goes on.")
 @click.option("--minutes", default=float("inf"), help="Stop after this time; the next call goes on.")
-def main(checkpoints: Path, samples: int, minutes: float) -> None:
+@click.option("--threads", default=2)
+def main(checkpoints: Path, samples: int, minutes: float, threads: int) -> None:
     """Sharpen the autoencoder in CHECKPOINTS/vae; it is replaced when SAMPLES crops have been seen."""
-    torch.set_num_threads(THREADS)
+    torch.set_num_threads(threads)
     network: Any = AutoencoderTiny.from_pretrained(checkpoints / "vae").to(memory_format=torch.channels_last)
     held_out = scenes(24, seed=3)[0]
     click.echo(f"before: {decibels(network, held_out):.1f} dB on held-out scenes")
