@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 import click
 
@@ -10,8 +9,6 @@ from app import __version__, commands, doctor, keys
 from app import settings as settings_module
 from app.console import told
 from app.models import commands as catalogue
-
-CONFIG = Path(__file__).parents[1] / "config"
 
 _EPILOG = """\b
 Exit status: 0 done, 1 refused or not reachable, 2 wrong usage, 3 the task FAILED, 4 it was canceled, 130 Ctrl-C.
@@ -36,7 +33,7 @@ def web() -> int:
     telemetry.setup(loaded, "web")
     callers.greet(loaded)
     # gunicorn takes this process over, so that signals reach it without us between.
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(CONFIG / "gunicorn.conf.py")])
+    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(settings_module.CONFIG / "gunicorn.conf.py")])
 
 
 @main.command()

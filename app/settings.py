@@ -8,6 +8,7 @@ import base64
 import re
 import socket
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -40,6 +41,10 @@ def _one_of(*schemes: str) -> BeforeValidator:
 BrokerUrl = Annotated[str, _one_of("amqp", "amqps", "redis", "rediss")]
 RedisUrl = Annotated[str, _one_of("redis", "rediss", "unix")]
 StorageUrl = Annotated[str, _one_of("gs", "file")]
+
+
+# The files beside the table: the catalogue, and how gunicorn and the one-machine mode are run.
+CONFIG = Path(__file__).parents[1] / "config"
 
 
 class Settings(BaseSettings):

@@ -23,10 +23,9 @@ from typing import Any, NoReturn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from app.cli import CONFIG
 from app.client import Client
 from app.errors import DarkroomError
-from app.settings import load_client
+from app.settings import CONFIG, load_client
 
 ROOT = CONFIG.parent
 VAR = ROOT / "var" / "up"

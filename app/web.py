@@ -50,7 +50,9 @@ def create_app(services: Services) -> OpenAPI:
         validation_error_model=Problem,
         validation_error_callback=problems.invalid,
         responses={"default": http.refusal(500), 422: http.refusal(422)},
-        security_schemes={},
+        security_schemes={"bearer": {"type": "http", "scheme": "bearer"}},
+        # A deployment without keys asks for none.
+        openapi_extensions={"security": [{"bearer": []}, {}]},
         doc_ui=False,
         static_folder=None,
     )
