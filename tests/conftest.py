@@ -65,3 +65,9 @@ def services(settings, published):
 @pytest.fixture
 def client(services):
     return create_app(services).test_client()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Those that break the shared services go first, before stacks that live for the whole session lean on them."""
+    items.sort(key=lambda item: "test_faults" not in item.nodeid)
