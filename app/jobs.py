@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, ReadOnlyError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from app.errors import (
@@ -227,6 +227,11 @@ def ask(command: Callable[[], Any]) -> Any:
         return command()
     except _AWAY as error:
         raise StoreUnavailable("The status store does not answer; try again shortly.") from error
+    except ResponseError as error:
+        # What Redis says when its disk is full.
+        if "MISCONF" not in str(error):
+            raise
+        raise StoreUnavailable("The status store takes no writes; try again shortly.") from error
 
 
 def _key(task_id: str) -> str:

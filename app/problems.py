@@ -6,6 +6,7 @@ from typing import Any
 import structlog
 from flask import Flask, Response, g, request
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
 from app.errors import InvalidRequest, RequestError
@@ -26,10 +27,17 @@ def register(app: Flask) -> None:
 def invalid(error: ValidationError) -> Response:
     """The answer to a request that its type does not allow; the rejected values are not repeated."""
     errors = [
-        {"field": ".".join(map(str, e["loc"])) or "body", "reason": e["msg"].removeprefix("Value error, ")}
+        {"field": ".".join(map(str, e["loc"])) or "body", "reason": reason(e)}
         for e in error.errors(include_input=False, include_url=False)
     ]
     return _refused(InvalidRequest("; ".join(f"{e['field']}: {e['reason']}" for e in errors)[:1000], errors))
+
+
+def reason(mistake: ErrorDetails) -> str:
+    """What pydantic found wrong, in words; a pattern says little to people."""
+    if mistake["type"] == "string_pattern_mismatch":
+        return "has characters that are not allowed here"
+    return mistake["msg"].removeprefix("Value error, ")
 
 
 def _refused(error: RequestError) -> Response:

@@ -129,6 +129,13 @@ class Settings(BaseSettings):
         "INFO", description="The least severe line written."
     )
 
+    @field_validator("web_bind")
+    @classmethod
+    def _a_port_that_there_is(cls, bind: str) -> str:
+        if not bind.startswith("unix:") and not 1 <= int(bind.rpartition(":")[2]) <= 65_535:
+            raise ValueError("must end in a port from 1 to 65535")
+        return bind
+
     @field_validator("signing_key")
     @classmethod
     def _local_storage_needs_a_key(cls, key: SecretStr, others: ValidationInfo) -> SecretStr:
@@ -161,6 +168,16 @@ class Settings(BaseSettings):
             return self.web_bind.startswith("unix:") or host == "localhost" or ip_address(host).is_loopback
         except ValueError:
             return False
+
+    @property
+    def trusted_hosts(self) -> list[str] | None:
+        """The names by which an open door on this machine may be asked for; None for any.
+
+        Without it every page that a browser here shows could reach us, under a name that leads to loopback.
+        """
+        if self.api_keys_file or self.allow_anonymous or not self.is_local:
+            return None
+        return ["localhost", "127.0.0.1", "[::1]", *filter(None, [urlsplit(self.public_url).hostname])]
 
     @property
     def embedded(self) -> bool:

@@ -10,6 +10,7 @@ from celery import Celery, shared_task
 from celery.exceptions import OperationalError
 from kombu import Exchange, Queue
 from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
 
 from app.errors import BrokerUnavailable, JobError
 from app.models import Catalogue
@@ -175,7 +176,7 @@ class Publisher:
                 argsrepr="()",
                 kwargsrepr=f"{{'task_id': '{job.task_id}', 'model_version': '{job.params.model_version}'}}",
             )
-        except (OperationalError, KombuError, OSError) as error:
+        except (OperationalError, KombuError, RedisError, OSError) as error:
             raise BrokerUnavailable("The queue does not take jobs; try again shortly.") from error
 
     def check(self) -> None:
@@ -183,7 +184,7 @@ class Publisher:
         try:
             with self._app.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, timeout=1)
-        except (OperationalError, KombuError, OSError) as error:
+        except (OperationalError, KombuError, RedisError, OSError) as error:
             raise BrokerUnavailable("The broker does not answer.") from error
 
 

@@ -20,12 +20,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from app import problems
 from app.client import Client
 from app.errors import DarkroomError
-from app.settings import CONFIG, load_client
+from app.schemas import GenerateRequest
+from app.settings import CONFIG, load, load_client
 
 ROOT = CONFIG.parent
 VAR = ROOT / "var" / "up"
@@ -40,8 +43,11 @@ class UpError(DarkroomError):
 
 def main(prompt: str, *, once: bool) -> int:
     """Start everything, make one picture, serve until Ctrl-C unless `once`, stop everything; the exit status."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    # A terminal that is closed stops everything too.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     console = Console(highlight=False, soft_wrap=True)
+    _check_prompt(prompt)
     try:
         with _only_one(), _stack(_environment()) as stack:
             _first_picture(stack, prompt, console)
@@ -98,15 +104,39 @@ def _only_one() -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UpError(f"Darkroom is already running from {ROOT}.") from None
+        _check_leftovers()
         yield
+
+
+def _check_leftovers() -> None:
+    """An `up` that was killed leaves its processes; a second server on the same data would spoil it."""
+    for name in ("supervisord", "valkey"):
+        path = VAR / f"{name}.pid"
+        pid = path.read_text().strip() if path.exists() else ""
+        if pid and _runs(pid, name):
+            raise UpError(f"{name} still runs from an earlier start that was killed; end it with: kill {pid}")
+
+
+def _runs(pid: str, name: str) -> bool:
+    told = subprocess.run(["ps", "-o", "args=", "-p", pid], capture_output=True, text=True, check=False).stdout
+    return name in told
+
+
+def _check_prompt(prompt: str) -> None:
+    """Refuse now what the API would refuse once everything runs."""
+    try:
+        GenerateRequest(prompt=prompt)
+    except ValidationError as error:
+        raise UpError(f"--prompt: {problems.reason(error.errors()[0])}") from None
 
 
 @contextmanager
 def _stack(environment: Mapping[str, str]) -> Iterator[Stack]:
-    shutil.rmtree(VAR / "logs", ignore_errors=True)
-    (VAR / "logs").mkdir()
     host, _, port = environment["WEB_BIND"].rpartition(":")
     _check_free(host, int(port))
+    # Only now: the logs of a start that went wrong are there until one goes right.
+    shutil.rmtree(VAR / "logs", ignore_errors=True)
+    (VAR / "logs").mkdir()
     # A session of its own, so that Ctrl-C reaches us alone and the processes stop in their order.
     supervisor = subprocess.Popen(
         [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(CONFIG / "supervisord.conf")],
@@ -142,7 +172,10 @@ def _environment() -> dict[str, str]:
         "DARKROOM_PYTHON": sys.executable,
         "DARKROOM_VAR": str(VAR),
     }
-    return {**defaults, **given}
+    os.environ.update({**defaults, **given})
+    # All mistakes together and at once, and not one by one in the processes' logs.
+    load()
+    return dict(os.environ)
 
 
 def _valkey() -> dict[str, str]:
@@ -154,7 +187,7 @@ def _valkey() -> dict[str, str]:
     data.mkdir(exist_ok=True)
     lines = [
         "bind 127.0.0.1", f"port {port}", f"requirepass {password}", f'dir "{data}"', "appendonly yes", 'save ""',
-        "maxmemory-policy noeviction", "hash-max-listpack-value 1024", "loglevel warning",
+        f'pidfile "{VAR / "valkey.pid"}"', "maxmemory-policy noeviction", "hash-max-listpack-value 1024", "loglevel warning",
     ]  # fmt: skip
     _write_secret(VAR / "valkey.conf", "\n".join(lines) + "\n")
     url = f"redis://:{password}@127.0.0.1:{port}"
@@ -176,10 +209,11 @@ def _write_secret(path: Path, text: str) -> None:
 
 
 def _check_free(host: str, port: int) -> None:
-    with socket.socket() as probe:
+    address = host.strip("[]")
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host, port))
+            probe.bind((address, port))
         except OSError as error:
             other = f"choose another with WEB_BIND={host}:{port + 1}"
             raise UpError(f"port {port} on {host} cannot be used ({error.strerror}); {other}.") from None
@@ -205,7 +239,10 @@ def _interrupt(*_: Any) -> NoReturn:
 
 
 def _first_picture(stack: Stack, prompt: str, console: Console) -> None:
-    with console.status("Starting web, worker, courier and store, and loading the model …"):
+    starting = "Starting web, worker, courier and store, and loading the model …"
+    if not console.is_terminal:
+        console.print(starting)
+    with console.status(starting):
         stack.wait_until_ready()
     task = _follow(stack, prompt, console)
     if task["status"] != "SUCCEEDED":

@@ -57,6 +57,7 @@ def create_app(services: Services) -> OpenAPI:
         static_folder=None,
     )
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
+    app.config["TRUSTED_HOSTS"] = services.settings.trusted_hosts
     app.json.sort_keys = False  # type: ignore[attr-defined]
     problems.register(app)
     http.register(app, services.callers)

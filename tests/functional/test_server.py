@@ -108,3 +108,41 @@ def test_a_second_start_in_the_same_folder_is_refused(place):
     finally:
         first.send_signal(signal.SIGTERM)
         first.communicate(timeout=60)
+
+
+def test_a_terminal_that_is_closed_stops_everything(place):
+    server = up(place, WEB_BIND=f"127.0.0.1:{free_port()}")
+    until((place / "var/up/logs/web.log").exists, 60, "it starts")
+    server.send_signal(signal.SIGHUP)
+    server.communicate(timeout=60)
+    until(lambda: leftovers(place) == [], 30, "nothing is left")
+
+
+def test_what_a_killed_start_left_running_is_named(place):
+    first = up(place, WEB_BIND=f"127.0.0.1:{free_port()}")
+    until((place / "var/up/supervisord.pid").exists, 60, "it starts")
+    first.kill()
+    first.communicate(timeout=60)
+    second = up(place, "--once", WEB_BIND=f"127.0.0.1:{free_port()}")
+    said, _ = second.communicate(timeout=60)
+    pid = re.fullmatch(
+        r"darkroom: supervisord still runs from an earlier start that was killed; .*: kill (\d+)\n", said
+    )[1]
+    subprocess.run(["kill", pid], check=True)
+    until(lambda: leftovers(place) == [], 60, "nothing is left")
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "told"),
+    [("LEASE", "abc", "LEASE:"), ("WEB_BIND", "127.0.0.1:99999", "WEB_BIND:"), ("WEB_BIND", "foo", "WEB_BIND:")],
+)
+def test_a_wrong_setting_is_told_at_once(place, setting, value, told):
+    server = up(place, "--once", **{"WEB_BIND": f"127.0.0.1:{free_port()}", setting: value})
+    said, _ = server.communicate(timeout=60)
+    assert (server.returncode, told in said, "Traceback" in said) == (1, True, False)
+
+
+def test_a_prompt_that_the_service_would_refuse_is_refused_before_the_start(place):
+    server = up(place, "--once", "--prompt", "\x1b[31mred", WEB_BIND=f"127.0.0.1:{free_port()}")
+    said, _ = server.communicate(timeout=60)
+    assert (server.returncode, said) == (1, "darkroom: --prompt: has characters that are not allowed here\n")

@@ -489,3 +489,9 @@ def test_a_signed_url_whose_picture_is_gone_is_not_found(client, services):
 def test_a_forged_url_is_refused(client, token):
     assert_problem(client.get(f"/files/{token}/x.png"), 403, "invalid_request")
     assert_problem(client.put(f"/files/{token}/x.png", data=b""), 403, "invalid_request")
+
+
+def test_an_open_door_answers_only_to_the_names_of_this_machine(client):
+    answer = client.get("/tasks", headers={"Host": "rebound.example"})
+    assert (answer.status_code, answer.mimetype) == (400, "application/problem+json")
+    assert client.get("/tasks", headers={"Host": "127.0.0.1:8000"}).status_code == 200
