@@ -187,7 +187,8 @@ def _valkey() -> dict[str, str]:
     data.mkdir(exist_ok=True)
     lines = [
         "bind 127.0.0.1", f"port {port}", f"requirepass {password}", f'dir "{data}"', "appendonly yes", 'save ""',
-        f'pidfile "{VAR / "valkey.pid"}"', "maxmemory-policy noeviction", "hash-max-listpack-value 1024", "loglevel warning",
+        f'pidfile "{VAR / "valkey.pid"}"', "maxmemory-policy noeviction",
+        "hash-max-listpack-value 1024", "loglevel warning",
     ]  # fmt: skip
     _write_secret(VAR / "valkey.conf", "\n".join(lines) + "\n")
     url = f"redis://:{password}@127.0.0.1:{port}"
