@@ -43,8 +43,8 @@ class UpError(DarkroomError):
 
 def main(prompt: str, *, once: bool) -> int:
     """Start everything, make one picture, serve until Ctrl-C unless `once`, stop everything; the exit status."""
-    # A terminal that is closed stops everything too.
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    # A terminal that is closed stops everything too. SIGINT is named because a shell's background jobs ignore it.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     console = Console(highlight=False, soft_wrap=True)
     _check_prompt(prompt)

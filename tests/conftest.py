@@ -1,5 +1,7 @@
 """For every test: an environment without settings, a Redis database of its own, and services on that."""
 
+import signal
+
 import pytest
 import redis
 
@@ -7,6 +9,9 @@ from app.settings import Settings
 from app.web import create_app
 from tests.backends import GIVEN, database, valkey
 from tests.things import recording
+
+# Where the whole run was started in a shell's background, it ignores Ctrl-C, and so would what the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KEY = "a key that nobody uses but the tests"
 

@@ -69,7 +69,13 @@ function hear(taskId, event, data) {
   announce(before, tasks.get(taskId));
 }
 
-const advanced = (task, { step, steps }) => ({ ...task, progress: { value: step / steps, step, steps } });
+// Whatever an older answer said: a task that makes progress is running.
+const advanced = (task, { step, steps }) => ({
+  ...task,
+  phase: "RUNNING",
+  queue_position: null,
+  progress: { value: step / steps, step, steps },
+});
 
 /** Changes of the phase are spoken; each step would be too much. */
 function announce(before, task) {
