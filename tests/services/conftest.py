@@ -1,33 +1,30 @@
 """The whole service on RabbitMQ, Redis and the GCS double, for tests that break parts of it."""
 
+import contextlib
 import subprocess
 
 import pytest
 
-from tests.backends import embedded, real_services
+from tests.backends import real_services
 from tests.stack import ROOT, Stack
+
+
+@contextlib.contextmanager
+def on(backends, folder):
+    """Settings for a service of its own on these backends; the test starts what it needs."""
+    with backends(folder) as settings:
+        stack = Stack(folder, **settings)
+        try:
+            yield stack
+        finally:
+            stack.stop()
 
 
 @pytest.fixture
 def stack(tmp_path):
-    """Settings for a service of its own on real services; the test starts what it needs."""
-    with real_services(tmp_path) as settings:
-        stack = Stack(tmp_path, **settings)
-        try:
-            yield stack
-        finally:
-            stack.stop()
-
-
-@pytest.fixture
-def bundled_stack(tmp_path):
-    """The same on what `script/server` bundles."""
-    with embedded(tmp_path) as settings:
-        stack = Stack(tmp_path, **settings)
-        try:
-            yield stack
-        finally:
-            stack.stop()
+    """A service of its own on real services."""
+    with on(real_services, tmp_path) as stack:
+        yield stack
 
 
 @pytest.fixture
