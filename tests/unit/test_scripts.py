@@ -278,3 +278,19 @@ def test_services_uses_given_addresses_and_starts_nothing(checkout, anything):
     refused = checkout.run("script/services", "kill", "redis")
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert checkout.run("script/services", "stop").returncode == 0
+
+
+# ---- script/tools
+
+
+def test_tools_names_what_there_is_when_asked_for_what_there_is_not(checkout):
+    result = checkout.run("script/tools", "hammer")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("tools: there is no tool hammer; there are chromium ")
+
+
+def test_tools_says_what_is_missing_and_changes_nothing(checkout):
+    result = checkout.run("script/tools", "missing")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert {"node_packages", "celery_exporter"} <= set(result.stdout.split())
+    assert not (checkout.root / "var").exists()
