@@ -25,6 +25,7 @@ from app.errors import (
     StorageUnavailable,
 )
 from app.lease import Lease
+from app.line import Line
 from app.pictures import Picture, decode, decode_mask, encode, reread
 from app.record import Job, Phase
 from app.schemas import Params
@@ -57,33 +58,43 @@ class Model(Protocol):
 class Runner:
     """Runs jobs with the models of this process, under this worker's name."""
 
-    def __init__(self, services: Services, models: Mapping[str, Model], name: str) -> None:
+    def __init__(self, services: Services, models: Mapping[str, Model], line: Line, name: str) -> None:
         self._services = services
         self._models = models
+        self._line = line
         self._name = name
 
     def run(self, message: dict[str, Any]) -> dict[str, Any]:
-        """Run the job of this message if it is still to be run; the verdict. Raises JobError when it FAILED."""
-        queued, token = Job.from_message(message), secrets.token_hex(8)
-        verdict, job = self._claim(queued, token)
+        """Run the job whose turn this message is; its id and the verdict. Raises JobError when it FAILED."""
+        own = Job.from_message(message)
+        task_id, verdict = own.task_id, ""
+        for task_id in self._line.turns(own):
+            verdict = self._turn(task_id, own)
+            if verdict not in _NOT_OURS:
+                break
+        return {"task_id": task_id, "verdict": verdict}
+
+    def _turn(self, task_id: str, own: Job) -> str:
+        token = secrets.token_hex(8)
+        verdict, job = self._claim(task_id, own, token)
         if job is None:
-            self._close(queued, verdict)
+            self._close(task_id, verdict)
         else:
             verdict = self._attempt(job, token)
-        log.info("job.attempt_ended", task_id=queued.task_id, verdict=verdict)
-        return {"task_id": queued.task_id, "verdict": verdict}
+        log.info("job.attempt_ended", task_id=task_id, verdict=verdict)
+        return verdict
 
-    def _claim(self, queued: Job, token: str) -> tuple[str, Job | None]:
-        """The verdict, and the job when it is ours now. A record that is lost is made again from the message."""
+    def _claim(self, task_id: str, own: Job, token: str) -> tuple[str, Job | None]:
+        """The verdict, and the job when it is ours now. A record that is lost is made again from its message."""
         jobs, limit = self._services.jobs, self._services.settings.max_attempts
-        claim = jobs.claim(queued.task_id, token, self._name, limit)
-        if claim.verdict == "missing":
-            log.warning("job.record_made_again", task_id=queued.task_id)
-            jobs.create(queued)
-            claim = jobs.claim(queued.task_id, token, self._name, limit)
+        claim = jobs.claim(task_id, token, self._name, limit)
+        if claim.verdict == "missing" and task_id == own.task_id:
+            log.warning("job.record_made_again", task_id=task_id)
+            jobs.create(own)
+            claim = jobs.claim(task_id, token, self._name, limit)
         return claim.verdict, claim.job
 
-    def _close(self, job: Job, verdict: str) -> None:
+    def _close(self, task_id: str, verdict: str) -> None:
         """End a queued job that may not be claimed any more, and raise why. The rest is someone else's to end."""
         error: JobError
         if verdict == "canceled":
@@ -96,7 +107,7 @@ class Runner:
             return
         # Its message may have come twice, and the other worker been first.
         with suppress(ClaimLost):
-            self._services.jobs.fail(job.task_id, error, quarantine=verdict == "exhausted")
+            self._services.jobs.fail(task_id, error, quarantine=verdict == "exhausted")
             raise error
 
     def _attempt(self, job: Job, token: str) -> str:
@@ -221,6 +232,9 @@ class Runner:
 
 
 MAX_OUTPUT_BYTES = 500_000_000
+
+# Verdicts of a claim after which the turn goes to the next in line.
+_NOT_OURS = ("done", "held", "waiting", "missing")
 
 
 def _by_signal(stop: SystemExit) -> bool:

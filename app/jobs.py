@@ -46,6 +46,14 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Waiting:
+    """A job in the line of its queue, and the model that it asks for."""
+
+    task_id: str
+    model_version: str
+
+
+@dataclass(frozen=True)
 class Terms:
     """On which terms a job is taken: `ticket` and `digest` make a repeated request one job; 0 is no limit."""
 
@@ -188,6 +196,15 @@ class JobStore:
     def queue_position(self, job: Job) -> int | None:
         """How many jobs of its queue go before this one; None when it is not queued."""
         return cast("int | None", ask(lambda: self._redis.zrank(f"jobs:queued:{job.queue}", job.task_id)))
+
+    def line(self, queue: str, limit: int = 100) -> list[Waiting]:
+        """Who waits in this queue, first come first."""
+        ids = ask(lambda: self._redis.zrange(f"jobs:queued:{queue}", 0, limit - 1))
+        pipeline = self._redis.pipeline(transaction=False)
+        for task_id in ids:
+            pipeline.hget(_key(task_id), "model_version")
+        found = zip(ids, ask(pipeline.execute), strict=True)
+        return [Waiting(task_id, model_version) for task_id, model_version in found if model_version]
 
     def queue_depth(self, queue: str) -> int:
         """How many jobs wait for a worker of this queue."""

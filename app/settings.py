@@ -81,6 +81,9 @@ class Settings(BaseSettings):
     model_memory: int = Field(
         0, ge=0, description="Weights that a worker keeps loaded, in bytes; the model used longest ago goes. 0: all."
     )
+    model_patience: float = Field(
+        30, ge=0, description="With MODEL_MEMORY: jobs of a loaded model may pass the first in line over for this long."
+    )
     worker_queue: str = Field("", description="The one queue a worker consumes; default: the default model's.")
     worker_name: str = Field(
         socket.gethostname(), description="How this worker calls itself; default: the host's name."

@@ -23,6 +23,7 @@ from app import settings as settings_module
 from app import telemetry
 from app.errors import DeviceLost, GpuOutOfMemory, ModelLoadFailed, SettingsError, StoreUnavailable
 from app.generate import Runner
+from app.line import Line
 from app.services import Services, build
 from app.settings import Settings
 from app.tasks import RECYCLE_KIB, declare_queues, make_celery
@@ -73,7 +74,8 @@ class Child:
     def __init__(self, services: Services, models: "Residents", me: WorkerState, herald: Herald) -> None:
         self._me = me
         self._herald = herald
-        self._runner = Runner(services, models, me.name)
+        line = Line(services.jobs, models, services.settings.model_patience)
+        self._runner = Runner(services, models, line, me.name)
         herald.say(lambda: replace(me, state="ready", models=tuple(models), loads=models.report()))
 
     def run(self, message: dict[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import uuid
 
 from PIL import Image
 
+from app.generate import Runner
+from app.line import Line
 from app.record import Job, Phase
 from app.schemas import Params
 from app.services import build
@@ -68,3 +70,17 @@ def lease_runs_out(redis, task_id):
 
 def deadline_passes(redis, task_id):
     pass_time(redis, task_id, "deadline_at", "deadlines")
+
+
+class InMemory(dict):
+    """Models that are all in memory."""
+
+    @property
+    def loaded(self):
+        return self.keys()
+
+
+def runner(services, models, name="worker-1"):
+    """What runs jobs in a worker with these models, by their version."""
+    models = models if hasattr(models, "loaded") else InMemory(models)
+    return Runner(services, models, Line(services.jobs, models, services.settings.model_patience), name)

@@ -1,12 +1,12 @@
 """Which of a worker's models are in memory: all of them, or the ones used last, within a budget.
 
-A model is loaded when its first job comes. When the budget is full, the model that was used longest ago goes. The
-order of the jobs is the queue's alone: a job whose model is not in memory pays for the loading.
+A model is loaded when its first job comes. When the budget is full, the model that was used longest ago goes.
+line.py has the order of the jobs, in which those of models in memory go first, within bounds.
 """
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -56,6 +56,11 @@ class Residents(Mapping[str, Model]):
 
     def __len__(self) -> int:
         return len(self._specs)
+
+    @property
+    def loaded(self) -> Collection[str]:
+        """The versions that are in memory now."""
+        return self._held.keys()
 
     def load_all(self) -> None:
         """Load and try every model once, so that none fails at its first job; the first one is used last."""

@@ -18,10 +18,10 @@ from app.errors import (
     StorageFailed,
     StorageUnavailable,
 )
-from app.generate import Runner, output_name
+from app.generate import output_name
 from app.pictures import encode
 from app.record import Phase, Status
-from tests.things import deadline_passes, indexes, job, lease_runs_out, params, picture
+from tests.things import deadline_passes, indexes, job, lease_runs_out, params, picture, runner
 
 # How the pool's signal handler in the child leaves.
 SIGTERM = -(256 - signal.SIGTERM)
@@ -58,7 +58,7 @@ def queued(services):
 
 
 def run(services, queued_job, model=None, name="worker-1"):
-    return Runner(services, {"tiny-scenes-1": model or Painter()}, name).run(queued_job.message())
+    return runner(services, {"tiny-scenes-1": model or Painter()}, name).run(queued_job.message())
 
 
 def raising(error):

@@ -11,9 +11,8 @@ from PIL import Image
 
 from app import telemetry
 from app.errors import GpuOutOfMemory, JobError
-from app.generate import Runner
 from app.web import create_app
-from tests.things import job
+from tests.things import job, runner
 
 PROMPT = "a most secret prompt"
 
@@ -112,7 +111,7 @@ def test_no_line_of_a_whole_run_holds_the_prompt(services, lines, error):
     new = job(prompt=PROMPT, negative_prompt=PROMPT)
     services.jobs.create(new)
     try:
-        Runner(services, {"tiny-scenes-1": Model(error)}, "worker-1").run(new.message())
+        runner(services, {"tiny-scenes-1": Model(error)}).run(new.message())
     except JobError:
         logging.getLogger("celery").exception("raised")
     told = lines()

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from app.errors import DeviceLost, GpuOutOfMemory, ModelLoadFailed
-from app.generate import Runner
 from app.models.residency import Residents
 from app.models.spec import ModelSpec
 from tests.models import device_fault, out_of_memory
 from tests.models.steady import Steady
-from tests.things import job, params
+from tests.things import job, params, runner
 
 
 class Weighty(Steady):
@@ -147,7 +146,7 @@ def test_a_lost_device_leaves_the_job_to_its_lease(residents, services):
     new = job()
     services.jobs.create(new)
     with pytest.raises(DeviceLost):
-        Runner(services, models, "worker-1").run(new.message())
+        runner(services, models).run(new.message())
     assert (services.jobs.get(new.task_id).phase, services.jobs.get(new.task_id).attempt) == ("RUNNING", 1)
 
 

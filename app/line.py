@@ -1,0 +1,60 @@
+"""Whose turn it is when a message comes: as a rule the job's that the message names.
+
+A message is one turn at a worker, no more. Where models share a worker that cannot hold them all, jobs of a model
+that is in memory go first, so that not every job pays for the loading of its model. Who is passed over keeps its
+place: the message of the job that went before it comes later, finds its own job done, and serves who waits longest.
+So there are never fewer turns than jobs.
+"""
+
+import time
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.jobs import JobStore, Waiting
+from app.record import Job
+
+
+class Models(Protocol):
+    """The models of one worker: `loaded` are those in memory now."""
+
+    @property
+    def loaded(self) -> Collection[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def __contains__(self, model_version: object) -> bool: ...
+
+
+@dataclass
+class Line:
+    """The order of jobs at one worker. `patience`: seconds for which the first in line may be passed over."""
+
+    jobs: JobStore
+    models: Models
+    patience: float
+    clock: Callable[[], float] = time.monotonic
+    _passing_over_since: float | None = None
+
+    def turns(self, own: Job) -> Iterator[str]:
+        """Ids to claim on the message of `own`, one after the other until one is had."""
+        # One that is not queued may have lost its record, which only its own message can make again.
+        if len(self.models.loaded) < len(self.models) and self.jobs.queue_position(own) is not None:
+            yield from self._next(own.queue)
+        yield own.task_id
+        yield from self._next(own.queue)
+
+    def _next(self, queue: str) -> Iterator[str]:
+        """Who is next: the first in line, or within its patience the first whose model is in memory."""
+        line = [waiting for waiting in self.jobs.line(queue) if waiting.model_version in self.models]
+        at_hand = (waiting for waiting in line if waiting.model_version in self.models.loaded)
+        for first in line[:1]:
+            chosen = next(at_hand, first)
+            yield (chosen if self._may_pass_over(first, chosen) else first).task_id
+
+    def _may_pass_over(self, first: Waiting, chosen: Waiting) -> bool:
+        now = self.clock()
+        since = now if self._passing_over_since is None else self._passing_over_since
+        allowed = chosen != first and now - since < self.patience
+        self._passing_over_since = since if allowed else None
+        return allowed

@@ -1,0 +1,141 @@
+"""Whose turn it is at a worker: the order of jobs where models share one that cannot hold them all."""
+
+import pytest
+from PIL import Image
+
+from app.line import Line
+from tests.things import job, runner
+
+A, B, C = "sd-turbo", "sdxl-turbo", "sdxl-base-1.0"
+
+
+class Shelf(dict):
+    """Models of which one is in memory at a time; `order` is how they were used, `loads` how often one came in."""
+
+    def __init__(self, *names):
+        super().__init__({name: Blank() for name in names})
+        self.loaded, self.order, self.loads = {names[0]}, [], 0
+
+    def __getitem__(self, name):
+        self.loads += name not in self.loaded
+        self.loaded = {name}
+        self.order.append(name)
+        return super().__getitem__(name)
+
+
+class Blank:
+    provenance = {}  # noqa: RUF012
+
+    def generate(self, params, source, on_step):
+        on_step(1, 1)
+        yield Image.new("RGB", (params.width, params.height))
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+@pytest.fixture
+def queue(services):
+    """Queues a job of each of these models; the jobs."""
+
+    def make(*names):
+        jobs = [job(model_version=name, prompt=f"job {number}") for number, name in enumerate(names)]
+        for new in jobs:
+            services.jobs.create(new)
+        return jobs
+
+    return make
+
+
+@pytest.fixture
+def line(services):
+    def make(models, patience=30):
+        clock = Clock()
+        return Line(services.jobs, models, patience, clock), clock
+
+    return make
+
+
+def first_turn(line, own):
+    return next(line.turns(own))
+
+
+def test_a_message_is_its_own_jobs_turn_when_every_model_is_in_memory(queue, line):
+    shelf = Shelf(A, B)
+    shelf.loaded = {A, B}
+    _, second = queue(A, B)
+    assert first_turn(line(shelf)[0], second) == second.task_id
+
+
+def test_a_job_of_the_loaded_model_goes_before_one_whose_model_must_be_loaded(queue, line):
+    other, _, mine = queue(B, B, A)
+    assert first_turn(line(Shelf(A, B))[0], other) == mine.task_id
+
+
+def test_who_was_passed_over_for_long_enough_goes_first(queue, line):
+    other, mine = queue(B, A)
+    turns, clock = line(Shelf(A, B), patience=30)
+    assert first_turn(turns, other) == mine.task_id
+    clock.now = 29
+    assert first_turn(turns, other) == mine.task_id
+    clock.now = 30
+    assert first_turn(turns, other) == other.task_id
+
+
+def test_patience_begins_anew_once_the_first_in_line_was_served(queue, line):
+    other, mine = queue(B, A)
+    turns, clock = line(Shelf(A, B), patience=30)
+    for clock.now in (0, 30):
+        chosen = first_turn(turns, other)
+    assert chosen == other.task_id
+    assert first_turn(turns, other) == mine.task_id
+
+
+def test_no_patience_means_the_order_of_the_queue(queue, line):
+    other, _ = queue(B, A)
+    assert first_turn(line(Shelf(A, B), patience=0)[0], other) == other.task_id
+
+
+def test_models_that_this_worker_does_not_have_are_left_to_others(queue, line):
+    _, mine = queue(C, B)
+    assert first_turn(line(Shelf(A, B))[0], mine) == mine.task_id
+
+
+def test_a_job_whose_record_is_lost_has_its_turn_at_its_own_message(services, queue, line):
+    queue(A)
+    lost = job(model_version=B)
+    assert first_turn(line(Shelf(A, B))[0], lost) == lost.task_id
+
+
+def test_every_job_is_done_and_models_take_turns_instead_of_being_loaded_for_each(services, queue):
+    jobs, shelf = queue(*[A, B] * 4), Shelf(A, B)
+    worker = runner(services, shelf)
+    for waiting in jobs:
+        worker.run(waiting.message())
+    assert [services.jobs.get(done.task_id).status for done in jobs] == ["SUCCEEDED"] * 8
+    assert (shelf.order, shelf.loads) == ([A] * 4 + [B] * 4, 1)
+
+
+def test_the_turn_of_a_job_that_is_done_serves_the_one_that_was_passed_over(services, queue):
+    passed_over, mine = queue(B, A)
+    worker = runner(services, Shelf(A, B))
+    assert worker.run(passed_over.message()) == {"task_id": mine.task_id, "verdict": "succeeded"}
+    assert worker.run(mine.message()) == {"task_id": passed_over.task_id, "verdict": "succeeded"}
+
+
+def test_a_turn_that_nobody_needs_ends_quietly(services, queue):
+    [only] = queue(A)
+    worker = runner(services, Shelf(A))
+    assert [worker.run(only.message())["verdict"] for _ in range(2)] == ["succeeded", "done"]
+
+
+def test_two_workers_serve_a_mixed_queue_once_each(services, queue):
+    jobs = queue(A, B, B, A, A, B)
+    workers = [runner(services, Shelf(A, B), "one"), runner(services, Shelf(B, A), "two")]
+    done = [workers[number % 2].run(waiting.message()) for number, waiting in enumerate(jobs)]
+    assert sorted(turn["task_id"] for turn in done) == sorted(waiting.task_id for waiting in jobs)
+    assert {turn["verdict"] for turn in done} == {"succeeded"}
