@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import structlog
 
-from app import telemetry
+from app import alive, telemetry
 from app.errors import BrokerUnavailable, ClaimLost, DarkroomError, DeadlineExceeded, StoreUnavailable, TaskNotFound
 from app.intake import Intake
 from app.services import Services, build
@@ -32,6 +32,7 @@ def main(settings: Settings) -> int:
     deliveries.start()
     while not stop.wait(settings.sweep_interval):
         courier.sweep_if_first()
+        alive.beat(settings)
     deliveries.join()
     return 0
 

@@ -68,6 +68,9 @@ class Settings(BaseSettings):
     web_bind: str = Field(
         "127.0.0.1:8000", pattern=r"^unix:.|:\d+$", description="Where the web tier listens, `host:port`."
     )
+    trusted_proxies: int = Field(
+        0, ge=0, description="Proxies before the web tier whose word on client and scheme (`X-Forwarded-*`) counts."
+    )
     web_workers: int = Field(1, ge=1, le=64, description="Web processes.")
     web_threads: int = Field(
         1024, ge=1, le=8192, description="Clients that one web process serves or lets wait at once."
@@ -127,6 +130,7 @@ class Settings(BaseSettings):
     webhook_allow_private: bool = Field(
         False, description="For development: webhooks may go to `http://`, to this machine and to private networks."
     )
+    alive_file: str = Field("", description="A file that worker and courier touch every few seconds while they live.")
     log_format: Literal["console", "json"] = Field("json", description="`json` (one ECS document a line) or `console`.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The least severe line written."

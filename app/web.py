@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from flask import Response, redirect, request
 from flask_openapi3 import Info, OpenAPI, Tag
+from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as BaseResponse
 
 from app import __version__, http, problems, telemetry
@@ -58,6 +59,8 @@ def create_app(services: Services) -> OpenAPI:
     )
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
     app.config["TRUSTED_HOSTS"] = services.settings.trusted_hosts
+    if hops := services.settings.trusted_proxies:
+        app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0)  # type: ignore[method-assign]
     app.json.sort_keys = False  # type: ignore[attr-defined]
     problems.register(app)
     http.register(app, services.callers)

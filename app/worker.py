@@ -19,8 +19,8 @@ from celery import bootsteps, signals
 from celery.platforms import EX_FAILURE
 from celery.worker import state as celery_state
 
+from app import alive, telemetry
 from app import settings as settings_module
-from app import telemetry
 from app.errors import DeviceLost, GpuOutOfMemory, ModelLoadFailed, SettingsError, StoreUnavailable
 from app.generate import Runner
 from app.line import Line
@@ -52,6 +52,7 @@ class Herald:
 
     def __init__(self, services: Services, state: Callable[[], WorkerState]) -> None:
         self._workers = services.workers
+        self._settings = services.settings
         self.say(state)
         threading.Thread(target=self._repeat, name="herald", daemon=True).start()
 
@@ -62,6 +63,7 @@ class Herald:
 
     def _repeat(self) -> None:
         while True:
+            alive.beat(self._settings)
             time.sleep(TTL / 3)
             # A store that is full, say: the jobs see to their own writes.
             with suppress(StoreUnavailable):

@@ -1,6 +1,7 @@
 """How gunicorn runs the web tier. Every value that a deployment may want to change is a setting (config/README.md)."""
 
 from app import settings, telemetry
+from app.serving import DrainingWorker
 
 _settings = settings.load()
 
@@ -10,7 +11,7 @@ workers = _settings.web_workers
 # Threads, by measurement (bench/waiting_clients.py, two cores): of 1000 clients that waited on one process, each was
 # told 4 ms after its task ended at the median and 24 ms at most; with gevent it was 450 ms and 4.7 s. A thread that
 # waits costs 70 kB, and is made only when a client comes.
-worker_class = "gthread"
+worker_class = DrainingWorker
 threads = _settings.web_threads
 # Above the longest `?wait=`: a restart lets those who wait have their answer.
 graceful_timeout = 65

@@ -1,0 +1,56 @@
+"""How the processes stop, and how they show that they live."""
+
+import signal
+import socket
+import threading
+
+import pytest
+import requests
+
+from tests.backends import embedded
+from tests.stack import Stack, until
+
+pytestmark = pytest.mark.functional
+
+
+@pytest.fixture
+def stack(tmp_path):
+    with embedded(tmp_path) as backends:
+        stack = Stack(tmp_path, **backends, ALIVE_FILE=str(tmp_path / "alive"))
+        yield stack
+        stack.stop()
+
+
+def refuses(port):
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+def test_a_web_process_that_stops_answers_who_waits_and_refuses_who_comes(stack):
+    web, answers = stack.start("web"), []
+    stack.ready()
+    task_id = stack.client.submit("a red circle")["task_id"]
+    url = f"{stack.url}/tasks/{task_id}?wait=3"
+    waits = threading.Thread(target=lambda: answers.append(requests.get(url, timeout=30)))
+    waits.start()
+    until(lambda: len(web.children) == 1 and has_connection(web.children[0]), 5, "the request has come")
+    web.process.send_signal(signal.SIGTERM)
+    until(lambda: refuses(stack.port), 2, "the door is closed")
+    assert waits.is_alive(), "nobody waits any more: this shows nothing"
+    waits.join(30)
+    assert [answer.status_code for answer in answers] == [200]
+    assert web.process.wait(10) == 0
+
+
+def has_connection(process):
+    return any(connection.status == "ESTABLISHED" for connection in process.net_connections("tcp"))
+
+
+def test_a_courier_shows_that_it_lives_while_redis_is_away(stack, tmp_path):
+    stack.start("courier", REDIS_URL="redis://127.0.0.1:1/0")
+    until((tmp_path / "alive").exists, 20, "the courier has touched its file")
+    first = (tmp_path / "alive").stat().st_mtime_ns
+    until(lambda: (tmp_path / "alive").stat().st_mtime_ns > first, 10, "it touches it again")
