@@ -13,6 +13,8 @@ workers = _settings.web_workers
 # waits costs 70 kB, and is made only when a client comes.
 worker_class = DrainingWorker
 threads = _settings.web_threads
+# As many again may stay open between two requests: a proxy's, which it uses for the next client.
+worker_connections = 2 * threads
 # Above the longest `?wait=`: a restart lets those who wait have their answer.
 graceful_timeout = 65
 timeout = 90
