@@ -9,6 +9,7 @@ from redis import Redis
 from redis.backoff import ConstantBackoff, NoBackoff
 from redis.retry import Retry
 
+from app import tls
 from app.callers import Callers, load_callers
 from app.jobs import JobStore
 from app.models import Catalogue, load_catalogue
@@ -65,4 +66,4 @@ def make_redis(settings: Settings, role: Role) -> "Redis":
         options |= {"socket_timeout": 5, "retry": Retry(ConstantBackoff(1), -1)}
     else:
         options |= {"socket_timeout": 1, "retry": Retry(NoBackoff(), 1)}
-    return Redis.from_url(settings.redis_url, **options)
+    return Redis.from_url(tls.redis_url(settings.redis_url, settings), **options)

@@ -59,6 +59,10 @@ class Settings(BaseSettings):
     storage_url: StorageUrl = Field(
         "file:///var/lib/darkroom", description="Pictures: `gs://bucket/prefix` or `file:///folder`."
     )
+    ca_file: str = Field(
+        "",
+        description="Who vouches for `amqps://` and `rediss://` servers, a PEM file; default: whom the system trusts.",
+    )
     signing_key: SecretStr = Field(
         SecretStr(""), description="Signs the URLs of `file://` storage; at least 32 characters. `gs://` needs none."
     )

@@ -12,6 +12,7 @@ from kombu import Exchange, Queue
 from kombu.exceptions import KombuError
 from redis.exceptions import RedisError
 
+from app import tls
 from app.errors import BrokerUnavailable, JobError
 from app.models import Catalogue
 from app.record import Job
@@ -51,7 +52,8 @@ _COMMON: dict[str, Any] = {
 
 
 def _broker(settings: Settings, catalogue: Catalogue, role: str) -> dict[str, Any]:
-    common = {"broker_url": settings.broker_url, "task_default_exchange_type": "topic"}
+    url = tls.redis_url(settings.broker_url, settings)
+    common = {"broker_url": url, "task_default_exchange_type": "topic", **tls.amqp_options(settings)}
     default = {"task_default_queue": catalogue.default.queue, "task_default_routing_key": catalogue.default.queue}
     make = _embedded if settings.embedded else _rabbitmq
     return {**common, **default, **make(settings, catalogue, role)}
@@ -105,7 +107,7 @@ def _quorum(name: str, **arguments: Any) -> Queue:
 
 def _worker(settings: Settings) -> dict[str, Any]:
     return {
-        "result_backend": celery_url(settings.redis_url),
+        "result_backend": celery_url(tls.redis_url(settings.redis_url, settings)),
         "result_expires": settings.result_ttl,
         # Without it a worker acknowledges jobs unrun while Redis is away.
         "result_backend_always_retry": True,

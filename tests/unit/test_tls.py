@@ -1,0 +1,108 @@
+"""TLS to the broker and the store: both are known by name and by who vouches for them, before a password is sent."""
+
+import socket
+import ssl
+import subprocess
+import threading
+from contextlib import contextmanager
+
+import pytest
+import redis
+from kombu.exceptions import OperationalError
+
+from app.models import load_catalogue
+from app.services import make_redis
+from app.settings import Settings
+from app.tasks import make_celery
+
+KEY = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+    """For `localhost` and no other name, and its own authority."""
+    folder = tmp_path_factory.mktemp("tls")
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    files = ["-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt"]
+    subprocess.run([*made, *named, *files], check=True, capture_output=True)
+    return folder
+
+
+@contextmanager
+def server(certificate):
+    """A TLS server that hangs up after the handshake; yields its port and the client's first bytes, if it got so far."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
+    heard = []
+
+    def serve():
+        while True:
+            try:
+                plain, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                with context.wrap_socket(plain, server_side=True) as client:
+                    heard.append(client.recv(8))
+            except OSError:
+                plain.close()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield listener.getsockname()[1], heard
+        listener.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
+def settings(port, host="localhost", ca_file=""):
+    return Settings(
+        broker_url=f"amqps://user:pw@{host}:{port}//",
+        redis_url=f"rediss://:pw@{host}:{port}/0",
+        signing_key=KEY,
+        ca_file=str(ca_file),
+    )
+
+
+def knock_at_broker(told):
+    app = make_celery(told, load_catalogue("config/models.yaml", ""), "web")
+    with pytest.raises((OperationalError, OSError)), app.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, timeout=1)
+
+
+def knock_at_store(told):
+    with make_redis(told, "web") as client, pytest.raises(redis.ConnectionError):
+        client.ping()
+
+
+knocks = pytest.mark.parametrize("knock", [knock_at_broker, knock_at_store])
+
+
+@knocks
+def test_a_server_that_ca_file_vouches_for_is_talked_to(certificate, knock):
+    with server(certificate) as (port, heard):
+        knock(settings(port, ca_file=certificate / "tls.crt"))
+    assert heard
+    assert heard[0]
+
+
+@knocks
+def test_a_server_that_nobody_vouches_for_hears_nothing(certificate, knock):
+    with server(certificate) as (port, heard):
+        knock(settings(port))
+    assert not heard
+
+
+@knocks
+def test_a_server_of_another_name_hears_nothing(certificate, knock):
+    with server(certificate) as (port, heard):
+        knock(settings(port, host="127.0.0.1", ca_file=certificate / "tls.crt"))
+    assert not heard
+
+
+def test_the_result_backend_of_a_worker_checks_certificates_too(certificate):
+    ca_file = certificate / "tls.crt"
+    app = make_celery(settings(1, ca_file=ca_file), load_catalogue("config/models.yaml", ""), "worker")
+    told = app.backend.connparams
+    assert (told["ssl_cert_reqs"], told["ssl_ca_certs"]) == (ssl.CERT_REQUIRED, str(ca_file))
