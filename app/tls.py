@@ -1,4 +1,4 @@
-"""How `amqps://` and `rediss://` servers are known: by their name, in a certificate that CA_FILE or the system vouches for."""
+"""How `amqps://` and `rediss://` servers are known: by a certificate with their name that CA_FILE vouches for."""
 
 import ssl
 from typing import Any

@@ -31,7 +31,7 @@ def certificate(tmp_path_factory):
 
 @contextmanager
 def server(certificate):
-    """A TLS server that hangs up after the handshake; yields its port and the client's first bytes, if it got so far."""
+    """A TLS server that hangs up after the handshake; yields its port and what clients said after it."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
     heard = []
