@@ -7,7 +7,7 @@ import redis
 
 from app.settings import Settings
 from app.web import create_app
-from tests.backends import GIVEN, database, valkey
+from tests.backends import valkey
 from tests.things import recording
 
 # Where the whole run was started in a shell's background, it ignores Ctrl-C, and so would what the tests start.
@@ -25,13 +25,9 @@ def clean_environ(monkeypatch):
 
 @pytest.fixture(scope="session")
 def redis_database(tmp_path_factory):
-    """A database on the Redis that runs, else on one that is started for this session."""
-    if GIVEN["REDIS_URL"]:
-        with database() as url:
-            yield url
-    else:
-        with valkey(tmp_path_factory.mktemp("valkey")) as url:
-            yield f"{url}/0"
+    """A server of this process's own: the one that script/services runs is killed by some tests beside these."""
+    with valkey(tmp_path_factory.mktemp("valkey")) as url:
+        yield f"{url}/0"
 
 
 @pytest.fixture
@@ -70,6 +66,13 @@ def services(settings, published):
 @pytest.fixture
 def client(services):
     return create_app(services).test_client()
+
+
+def pytest_itemcollected(item):
+    """Side by side run whole files; but those that share RabbitMQ, Redis and the bucket run one after the other."""
+    path = item.path.relative_to(item.config.rootpath).as_posix()
+    shared = path.startswith("tests/services/") or "backend" in item.fixturenames
+    item.add_marker(pytest.mark.xdist_group("services" if shared else path))
 
 
 @pytest.hookimpl(trylast=True)
