@@ -7,7 +7,7 @@ import click
 
 from app import __version__, commands, doctor, keys
 from app import settings as settings_module
-from app.console import told
+from app.console import DONE, Output, answers, told
 from app.models import commands as catalogue
 
 _EPILOG = """\b
@@ -59,9 +59,11 @@ def courier() -> int:
 
 
 @main.command()
-def settings() -> None:
+@answers
+def settings(output: Output) -> int:
     """Print the table of settings."""
-    click.echo(settings_module.table(), nl=False)
+    output.result({"settings": settings_module.rows()}, settings_module.table())
+    return DONE
 
 
 @main.command()

@@ -2,6 +2,8 @@
 
 import functools
 import sys
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import click
 
 from app import settings
-from app.client import Client
+from app.client import PAUSE, ApiError, Client
 from app.console import CANCELED, DONE, FAILED, Output, answering, answers, json_option
 from app.developing import Targets, develop
 from app.errors import DarkroomError
@@ -83,8 +85,9 @@ def generate(
     targets.check(wishes["num_images"])
     pictures = {"input_image": _read(source), "mask_image": _read(mask)}
     asked: dict[str, Any] = {name: True for name, data in pictures.items() if data is not None}
-    ticket = client.submit(prompt, **asked, **{name: value for name, value in wishes.items() if value is not None})
-    with _canceling(client, output, ticket["task_id"]):
+    order = _Order(client, prompt, **asked, **{name: value for name, value in wishes.items() if value is not None})
+    with _canceling(output, order):
+        ticket = order.submit()
         if asked:
             client.bring(ticket, **pictures)
         task = develop(client, output, ticket["task_id"])
@@ -178,15 +181,51 @@ def _read(path: Path | None) -> bytes | None:
         raise DarkroomError(f"{path} cannot be read: {error.strerror}.") from error
 
 
+class _Order:
+    """One request under a key of its own: however often it is sent, it is one task."""
+
+    def __init__(self, client: Client, prompt: str, **wishes: Any) -> None:
+        self._client = client
+        self._wishes = {"prompt": prompt, "idempotency_key": uuid.uuid4().hex, **wishes}
+        self.task_id = ""
+
+    def submit(self) -> Task:
+        """Send it; the task document."""
+        ticket = self._client.submit(**self._wishes)
+        self.task_id = ticket["task_id"]
+        return ticket
+
+    def cancel(self, seconds: float) -> Task:
+        """End its task and wait for that; the document. An answer that never came is asked for once more."""
+        until = time.monotonic() + seconds
+        while not self.task_id:
+            self._submit_again(until)
+        self._client.cancel(self.task_id)
+        return self._client.wait(self.task_id, until - time.monotonic())
+
+    def _submit_again(self, until: float) -> None:
+        try:
+            self.submit()
+        except ApiError as error:
+            # The first one may still be on its way.
+            seconds = error.retry_after or PAUSE
+            if not (error.is_passing or error.status == 409) or time.monotonic() + seconds > until:
+                raise
+            time.sleep(seconds)
+
+
 @contextmanager
-def _canceling(client: Client, output: Output, task_id: str) -> Iterator[None]:
+def _canceling(output: Output, order: _Order) -> Iterator[None]:
     """Ctrl-C cancels the task and waits for that; another one does not wait."""
     try:
         yield
     except KeyboardInterrupt:
-        output.note(f"Canceling {task_id}; Ctrl-C again leaves at once.")
-        client.cancel(task_id)
-        task = client.wait(task_id, CANCEL_SECONDS)
+        output.note(f"Canceling {order.task_id or 'it'}; Ctrl-C again leaves at once.")
+        try:
+            task = order.cancel(CANCEL_SECONDS)
+        except ApiError as error:
+            output.note(f"darkroom: {error} Nothing says that it was canceled; `darkroom list` shows what goes on.")
+            raise KeyboardInterrupt from error
         output.note(_sentence(task))
         if output.as_json:
             output.result(task)

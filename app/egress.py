@@ -131,6 +131,14 @@ def _host(host: str, allow_private: bool) -> str:
     return host
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The receiver's status, and its `Retry-After` as it wrote it."""
+
+    status: int
+    retry_after: str = ""
+
+
 class Egress:
     """Sends such requests. `resolve` is getaddrinfo; `tls` says whom to trust, the system's authorities by default."""
 
@@ -142,8 +150,8 @@ class Egress:
         self._tls = tls or ssl.create_default_context()
         self._tls.set_alpn_protocols(["http/1.1"])
 
-    def post(self, url: str, body: bytes, headers: dict[str, str], seconds: float) -> int:
-        """POST and give the answer's status; raises EgressError, AddressRefused, with a reason that names no URL."""
+    def post(self, url: str, body: bytes, headers: dict[str, str], seconds: float) -> Answer:
+        """POST and give the answer; raises EgressError, AddressRefused, with a reason that names no URL."""
         deadline = time.monotonic() + seconds
         target = self._target(url)
         try:
@@ -224,13 +232,13 @@ def _first_of(found: list[tuple[Any, ...]], deadline: float) -> socket.socket:
     raise failure
 
 
-def _exchange(sock: socket.socket, target: Target, body: bytes, headers: dict[str, str], deadline: float) -> int:
+def _exchange(sock: socket.socket, target: Target, body: bytes, headers: dict[str, str], deadline: float) -> Answer:
     connection = http.client.HTTPConnection(target.host, target.port)
     # With a socket of its own it opens none.
     connection.sock = _Bounded(sock, deadline)
     connection.request("POST", target.path, body, {"Host": target.authority, "Connection": "close", **headers})
     with closing(connection.getresponse()) as response:
-        return response.status
+        return Answer(response.status, response.headers.get("Retry-After", ""))
 
 
 class _Bounded:

@@ -3,7 +3,7 @@
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Protocol
 
@@ -27,6 +27,7 @@ from app.errors import (
 from app.lease import Lease
 from app.line import Line
 from app.pictures import Picture, decode, decode_mask, encode, reread
+from app.previews import Look, Previews, Window
 from app.record import Job, Phase
 from app.schemas import Params
 from app.services import Services
@@ -34,7 +35,11 @@ from app.storage import name_in
 
 log = structlog.get_logger("darkroom.generate")
 
-OnStep = Callable[[int, int], None]
+
+class OnStep(Protocol):
+    """What a model calls after each step; `look` gives the picture so far, for whoever wants to see it."""
+
+    def __call__(self, step: int, steps: int, look: Look | None = None) -> None: ...
 
 
 class Model(Protocol):
@@ -49,7 +54,7 @@ class Model(Protocol):
     def generate(
         self, params: Params, source: Image.Image | None, on_step: OnStep, *mask: Image.Image
     ) -> Iterator[Image.Image]:
-        """`params.num_images` pictures, from seed, seed + 1, …; calls `on_step(step, steps)` after each step.
+        """`params.num_images` pictures, from seed, seed + 1, …; calls `on_step` after each step.
 
         A mask comes only to models that can inpaint: grey, white where the source is painted anew.
         """
@@ -188,7 +193,14 @@ class Runner:
         self, model: Model, source: Image.Image | None, mask: Image.Image | None, job: Job, lease: Lease
     ) -> list[Picture]:
         masks = () if mask is None else (mask,)
-        images = list(model.generate(job.params, source, lease.step, *masks))
+        window = Window(Previews(self._services.redis), job.task_id)
+
+        def on_step(step: int, steps: int, look: Look | None = None) -> None:
+            lease.step(step, steps)
+            if look:
+                window.offer(look)
+
+        images = list(model.generate(job.params, source, on_step, *masks))
         # After the work: how it was done is part of it.
         provenance = {**model.provenance, "worker_version": self._services.settings.worker_version}
         if len(images) != job.params.num_images:

@@ -250,11 +250,20 @@ def _describe(error: "object") -> str:
 
 def table() -> str:
     """The table of settings as Markdown, one row a setting: what config/README.md shows."""
-    rows = [_row(name, field) for name, field in Settings.model_fields.items()]
-    return "\n".join(["| setting | default | what it does |", "| --- | --- | --- |", *rows]) + "\n"
+    lines = [f"| `{r['name']}` | {_code(r['default'])} | {r['description']} |" for r in rows()]
+    return "\n".join(["| setting | default | what it does |", "| --- | --- | --- |", *lines])
 
 
-def _row(name: str, field: FieldInfo) -> str:
+def _code(default: str | None) -> str:
+    return f"`{default}`" if default else ""
+
+
+def rows() -> list[dict[str, str | None]]:
+    """Name, default and description of each setting; no default where it depends on the machine, or is a secret."""
+    return [_row(name, field) for name, field in Settings.model_fields.items()]
+
+
+def _row(name: str, field: FieldInfo) -> dict[str, str | None]:
     # A default that depends on the machine is told by its help.
-    default = "" if name == "worker_name" or isinstance(field.default, SecretStr) else field.default
-    return f"| `{name.upper()}` | {f'`{default}`' if default != '' else ''} | {field.description} |"
+    untold = name == "worker_name" or isinstance(field.default, SecretStr) or field.default == ""
+    return {"name": name.upper(), "default": None if untold else str(field.default), "description": field.description}

@@ -15,6 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from app.jobs import EVENTS
+from app.previews import Previews
 from app.record import Job, Phase
 
 log = structlog.get_logger("darkroom.watch")
@@ -43,6 +44,7 @@ class Watch:
 
     def __init__(self, redis: "Redis") -> None:
         self._redis = redis
+        self._previews = Previews(redis)
         self._inboxes: defaultdict[str, set[Inbox]] = defaultdict(set)
         self._lock = threading.Lock()
         self._listener: threading.Thread | None = None
@@ -62,18 +64,23 @@ class Watch:
         """The job as it is, then what happens to it, until it is done; `alive` when nothing happens."""
         with self._inbox(read().task_id) as inbox:
             job = read()
-            yield Event("status", job.version, job)
+            version, asked = job.version, -PATIENCE
+            yield Event("status", version, job)
             while not job.phase.is_terminal:
+                if time.monotonic() - asked >= PATIENCE:
+                    self._previews.ask_for(job.task_id)
+                    asked = time.monotonic()
                 event = _next(inbox, PATIENCE)
                 if event is None or event.get("phase") not in (None, job.phase):
                     before, job = job, read()
-                    changed = job.phase is not before.phase
-                    yield Event("status", job.version, job) if changed else Event("alive", job.version)
+                    version, changed = job.version, job.phase is not before.phase
+                    yield Event("status", version, job) if changed else Event("alive", version)
                 elif "preview" in event:
-                    yield Event("preview", job.version, data={"preview": event["preview"]})
+                    yield Event("preview", version, data={"preview": event["preview"]})
                 # A job that was only just claimed is at step 0 of a number that is not known yet.
                 elif event.get("steps"):
-                    yield Event("progress", event["version"], data={"step": event["step"], "steps": event["steps"]})
+                    version = max(version, event["version"])
+                    yield Event("progress", version, data={"step": event["step"], "steps": event["steps"]})
 
     @contextmanager
     def _inbox(self, task_id: str) -> Iterator[Inbox]:

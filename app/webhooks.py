@@ -14,6 +14,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from importlib import resources
 from typing import Any, Literal, cast
 from urllib.parse import urlsplit
@@ -24,7 +25,7 @@ from standardwebhooks import Webhook
 
 from app import __version__
 from app.documents import as_time, task_document
-from app.egress import Egress, parse
+from app.egress import Answer, Egress, parse
 from app.errors import DarkroomError, EgressError, InvalidRequest, NotReady, TaskExpired, TaskNotFound, WebhookNotFound
 from app.jobs import ask
 from app.record import Job
@@ -43,6 +44,9 @@ MARGIN = 5.0
 
 # Each pause is so many times the one before, so that eight tries with a base of 5 s take about eight hours.
 GROWTH = 4
+
+# A receiver that asks for more time gets it, as long as this: about the longest pause of our own.
+MOST_ASKED_SECONDS = 6 * 3600
 
 # At once in one courier, how many of these to one host, and for one caller: who is slow holds up its own only.
 THREADS = 16
@@ -86,6 +90,20 @@ def sign(secret: str, message_id: str, body: str) -> dict[str, str]:
 def pause(tries: int, base: float) -> float:
     """Seconds until the next try, after so many; uneven, so that what failed together does not come back together."""
     return base * float(GROWTH) ** (tries - 1) * random.uniform(0.75, 1.25)  # noqa: S311, no secret
+
+
+def asked_pause(answer: Answer, now: float) -> float:
+    """Seconds for which a receiver that is overloaded or closed asks to be left alone; 0 when it asks for nothing."""
+    if answer.status not in (429, 503):
+        return 0
+    try:
+        if answer.retry_after.isdecimal():
+            seconds = float(answer.retry_after)
+        else:
+            seconds = parsedate_to_datetime(answer.retry_after).timestamp() - now
+    except (ValueError, OverflowError):
+        return 0
+    return min(max(seconds, 0), MOST_ASKED_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -231,10 +249,10 @@ class Dispatcher:
     def _try(self, claim: Claim) -> None:
         """Send, and note in the record how it went. A failure here changes nothing else of the task."""
         job = self._services.jobs.get(claim.task_id)
-        status, error = self._send(job, claim)
+        answer, error = self._send(job, claim)
+        status = answer.status if answer else None
         delivered = status is not None and 200 <= status < 300
-        over = delivered or status == 410
-        again_in = None if over else pause(claim.tries, self._services.settings.webhook_pause)
+        again_in = None if delivered or status == 410 else self._pause(claim, answer)
         again = self._outbox.settle(claim, status, None if delivered else error or f"status {status}", again_in)
         told = log.bind(task_id=job.task_id, webhook_event=claim.event, attempt=claim.tries, status=status)
         if delivered:
@@ -242,8 +260,13 @@ class Dispatcher:
         else:
             told.warning("webhook.postponed" if again else "webhook.given_up", reason=error)
 
-    def _send(self, job: Job, claim: Claim) -> tuple[int | None, str | None]:
-        """The receiver's status, or why there is none."""
+    def _pause(self, claim: Claim, answer: Answer | None) -> float:
+        """Our own pause, or a longer one that the receiver asks for."""
+        own = pause(claim.tries, self._services.settings.webhook_pause)
+        return max(own, asked_pause(answer, self._services.clock())) if answer else own
+
+    def _send(self, job: Job, claim: Claim) -> tuple[Answer | None, str | None]:
+        """The receiver's answer, or why there is none."""
         body = self._body(job, claim.event)
         headers = sign(self._services.settings.webhook_secret.get_secret_value(), claim.entry, body)
         headers |= {"Content-Type": "application/json", "User-Agent": f"Darkroom/{__version__}"}

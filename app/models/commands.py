@@ -1,9 +1,12 @@
 """`python -m app models list|prefetch`: what the catalogue offers, and bringing it to this machine."""
 
+from typing import Any
+
 import click
 
 from app import settings as settings_module
-from app.errors import DarkroomError, ModelLoadFailed
+from app.console import DONE, REFUSED, Output, answers
+from app.errors import ModelLoadFailed
 from app.models import Catalogue, ModelSpec, load_catalogue, sources
 from app.settings import Settings
 
@@ -14,42 +17,49 @@ def models() -> None:
 
 
 @models.command("list")
-@click.option("--digests", is_flag=True, help="Read the weights and print their digest, for `weights_sha256`.")
-def list_models(*, digests: bool) -> None:
-    """Print each model, its queue, its licence, and whether its files are here."""
+@click.option("--digests", is_flag=True, help="Read the weights and tell their digest, for `weights_sha256`.")
+@answers
+def list_models(output: Output, *, digests: bool) -> int:
+    """List each model, its queue, its licence, and whether its files are here."""
     settings, catalogue = _read()
-    for spec in catalogue.all():
-        click.echo(f"{spec.model_version:24} {spec.queue:16} {_state(spec, settings):8} {spec.licence}")
-        folder = sources.folder_of(spec, settings.models_cache)
-        if digests and not spec.is_python and folder.is_dir():
-            click.echo(f"  weights_sha256: {sources.weights_digest(folder)}")
+    found = [_described(spec, settings, digests=digests) for spec in catalogue.all()]
+    names = ["model_version", "queue", "state", "licence", *(["weights_sha256"] if digests else [])]
+    rows = [[model[name] or "" for name in names] for model in found]
+    output.table({"models": found}, ["model", *names[1:]], rows)
+    return DONE
 
 
 @models.command()
 @click.argument("model_versions", nargs=-1)
 @click.option("--device", default="", help="Fetch what this kind of device loads: cuda, mps or cpu. Default: DEVICE.")
-def prefetch(model_versions: tuple[str, ...], device: str) -> None:
-    """Fetch models, or check those that are here; without a name those of WORKER_QUEUE."""
+@answers
+def prefetch(output: Output, model_versions: tuple[str, ...], device: str) -> int:
+    """Fetch models, or check those that are here; without a name those of WORKER_QUEUE. Status 1 when one fails."""
     settings, catalogue = _read()
-    try:
-        chosen = [catalogue.get(name) for name in model_versions] or _served(settings, catalogue)
-    except DarkroomError as error:
-        raise click.ClickException(str(error)) from None
-    failed = [spec.model_version for spec in chosen if not _bring(spec, settings, device or settings.device)]
-    if failed:
-        raise click.ClickException(f"not here: {', '.join(failed)}")
+    chosen = [catalogue.get(name) for name in model_versions] or _served(settings, catalogue)
+    brought = []
+    for spec in chosen:
+        output.note(f"{spec.model_version} …")
+        brought.append(_bring(spec, settings, device or settings.device))
+    lines = [f"{b['model_version']}: {b['error'] or b['folder'] or 'a module'}" for b in brought]
+    output.result({"models": brought}, "\n".join(lines))
+    return REFUSED if any(model["error"] for model in brought) else DONE
 
 
 def _read() -> tuple[Settings, Catalogue]:
-    try:
-        settings = settings_module.load()
-        return settings, load_catalogue(settings.models_file, settings.default_model_version)
-    except DarkroomError as error:
-        raise click.ClickException(str(error)) from None
+    settings = settings_module.load()
+    return settings, load_catalogue(settings.models_file, settings.default_model_version)
 
 
 def _served(settings: Settings, catalogue: Catalogue) -> list[ModelSpec]:
     return catalogue.on_queue(settings.worker_queue or catalogue.default.queue)
+
+
+def _described(spec: ModelSpec, settings: Settings, *, digests: bool) -> dict[str, Any]:
+    state, folder = _state(spec, settings), sources.folder_of(spec, settings.models_cache)
+    facts = {"model_version": spec.model_version, "queue": spec.queue, "state": state, "licence": spec.licence}
+    digest = sources.weights_digest(folder) if digests and state == "here" else None
+    return {**facts, "source": spec.source, **({"weights_sha256": digest} if digests else {})}
 
 
 def _state(spec: ModelSpec, settings: Settings) -> str:
@@ -57,18 +67,16 @@ def _state(spec: ModelSpec, settings: Settings) -> str:
     return "module" if spec.is_python else "here" if (folder / "model_index.json").is_file() else "missing"
 
 
-def _bring(spec: ModelSpec, settings: Settings, device: str) -> bool:
-    """Fetch one model where it is missing, and say how that went."""
+def _bring(spec: ModelSpec, settings: Settings, device: str) -> dict[str, str | None]:
+    """Fetch one model where it is missing; where it is then and its digest, or why it is not."""
+    told: dict[str, str | None] = {"model_version": spec.model_version, "folder": None, "weights_sha256": None}
     if spec.is_python:
-        return True
-    click.echo(f"{spec.model_version}: ", nl=False)
+        return {**told, "error": None}
     try:
         folder = sources.find(spec, settings.models_cache, allow_fetch=True, device=_kind(device))
     except ModelLoadFailed as error:
-        click.echo(str(error))
-        return False
-    click.echo(f"{folder} {sources.weights_digest(folder)}")
-    return True
+        return {**told, "error": str(error)}
+    return {**told, "folder": str(folder), "weights_sha256": sources.weights_digest(folder), "error": None}
 
 
 def _kind(device: str) -> str:

@@ -26,6 +26,7 @@ from app.errors import DarkroomError, ModelLoadFailed, SafetyBlocked
 from app.generate import Model, OnStep
 from app.models import devices, sources
 from app.models.spec import ModelSpec
+from app.models.viewfinder import Viewfinder
 from app.schemas import Params
 from app.settings import Settings
 
@@ -57,7 +58,7 @@ def warm_up(model: Model, spec: ModelSpec) -> None:
     else:
         given = (Image.new("RGB", (64, 64), "gray"),)
     masks = (Image.new("L", (64, 64), "white"),) if spec.capabilities[0] == "inpaint" else ()
-    pictures = list(model.generate(_small(spec), given[0], lambda _step, _steps: None, *masks))
+    pictures = list(model.generate(_small(spec), given[0], lambda *_: None, *masks))
     if len(pictures) != 1:
         raise ModelLoadFailed(f"{spec.model_version} made {len(pictures)} pictures where one was asked for")
 
@@ -78,6 +79,7 @@ class DiffusersModel:
     def __init__(self, spec: ModelSpec, folder: Path, device: str) -> None:
         self._spec = spec
         base = _open(spec, folder, device)
+        self._viewfinder = Viewfinder(base)
         _place(base, spec, device)
         # Each kind of job has a pipeline of its own, all on the same weights.
         self._pipelines = {capability: _variant_for(capability, base, spec) for capability in spec.capabilities}
@@ -122,7 +124,7 @@ class DiffusersModel:
         fitted = source and ImageOps.fit(source, size, Image.Resampling.LANCZOS)
         fitted_mask = mask and ImageOps.fit(mask, size, Image.Resampling.LANCZOS)
         self._set_scheduler(pipeline, params.scheduler)
-        steps = _Steps(params, index, on_step)
+        steps = _Steps(params, index, on_step, self._viewfinder)
         wishes = {
             # Some families make the nearest size they were trained on, and stretch it.
             "use_resolution_binning": False,
@@ -238,15 +240,17 @@ def _accepted(pipeline: Any, wishes: Mapping[str, Any]) -> dict[str, Any]:
 class _Steps:
     """What a pipeline calls after each step of one picture; it tells how far the whole job is."""
 
-    def __init__(self, params: Params, index: int, on_step: OnStep) -> None:
+    def __init__(self, params: Params, index: int, on_step: OnStep, viewfinder: Viewfinder) -> None:
         self._params = params
         self._index = index
         self._on_step = on_step
+        self._viewfinder = viewfinder
         self._told = 0
+        self._latents: torch.Tensor | None = None
 
     def __call__(self, pipeline: Any, step: int, _: Any, values: dict[str, Any]) -> dict[str, Any]:
-        self._tell(pipeline, step + 1)
         latents = values.get("latents")
+        self._tell(pipeline, step + 1, latents)
         if step + 1 >= self._steps(pipeline) and latents is not None and not bool(torch.isfinite(latents).all()):
             # It would be decoded to a black picture.
             raise DarkroomError("the model's numbers overflowed; give its entry a wider dtype")
@@ -257,9 +261,12 @@ class _Steps:
         if self._told < self._steps(pipeline):
             self._tell(pipeline, self._steps(pipeline))
 
-    def _tell(self, pipeline: Any, step: int) -> None:
+    def _tell(self, pipeline: Any, step: int, latents: torch.Tensor | None = None) -> None:
         self._told, steps = step, self._steps(pipeline)
-        self._on_step(self._index * steps + step, self._params.num_images * steps)
+        before, self._latents = self._latents, latents
+        size = (self._params.width, self._params.height)
+        look = None if latents is None else lambda: self._viewfinder.look(pipeline, latents, before, size)
+        self._on_step(self._index * steps + step, self._params.num_images * steps, look)
 
     def _steps(self, pipeline: Any) -> int:
         """Steps of one picture: fewer than were asked for where an input picture is left only in part."""

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import redis
 from PIL import Image
@@ -209,6 +210,28 @@ def test_ctrl_c_cancels_the_task(started, stack):
     assert f"Canceling {task_id}" in said
     assert "Traceback" not in said
     assert stack.client.task(task_id)["error"]["code"] == "canceled"
+
+
+def test_ctrl_c_before_the_answer_leaves_no_task_behind(started, stack):
+    """The web tier is stopped, so that nobody can know whether the request was accepted."""
+    before = {task["task_id"] for task in stack.client.tasks()}
+    web = stack.roles[0]
+    frozen = [psutil.Process(web.process.pid), *web.children]
+    for process in frozen:
+        process.suspend()
+    try:
+        asking = started("generate", "x", *LONG)
+        until(lambda: psutil.Process(asking.pid).net_connections("tcp"), 60, "it has asked")
+        asking.send_signal(signal.SIGINT)
+        assert asking.stderr.readline() == "Canceling it; Ctrl-C again leaves at once.\n"
+    finally:
+        for process in frozen:
+            process.resume()
+    _, said = asking.communicate(timeout=60)
+    assert asking.returncode == 130, said
+    [task] = [task for task in stack.client.tasks() if task["task_id"] not in before]
+    assert stack.client.wait(task["task_id"], 30)["error"]["code"] == "canceled"
+    assert task["task_id"] in said
 
 
 def test_a_second_ctrl_c_leaves_at_once(started, stack):

@@ -1,5 +1,7 @@
 """Cancel, rerun, list, delete, repeat, watch: what a client may do with its tasks."""
 
+import base64
+import io
 import json
 import threading
 import time
@@ -7,6 +9,7 @@ import uuid
 
 import pytest
 import requests
+from PIL import Image
 
 from tests.stack import until
 
@@ -133,6 +136,16 @@ def test_events_tell_a_task_from_its_ticket_to_its_picture(stack):
     assert phases[-1] == "DONE"
     assert phases == sorted(phases, key=["QUEUED", "STARTING", "RUNNING", "UPLOADING", "DONE"].index)
     assert [int(e["id"]) for e in events] == sorted(int(e["id"]) for e in events)
+
+
+def test_who_follows_a_running_task_sees_what_becomes_of_it(stack):
+    ticket = submit(stack, LONG, seed=255, width=256)
+    with call(stack, "GET", ticket, "/events", stream=True) as answer:
+        event = next(event for event in read_events(answer) if event["kind"] == "preview")
+    with Image.open(io.BytesIO(base64.b64decode(event["data"]["preview"]))) as preview:
+        assert (preview.format, preview.size) == ("JPEG", (256, 64))
+        assert preview.getpixel((10, 10))[0] > 240
+    assert call(stack, "POST", ticket, "/cancel").json()["phase"] == "RUNNING"
 
 
 def read_events(answer):

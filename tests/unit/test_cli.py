@@ -1,12 +1,14 @@
 """The command line: one command a role, and every mistake in one sentence."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
 import tomllib
 
 import pytest
+import yaml
 
 from app import __version__, cli
 from tests.stack import ROOT
@@ -53,12 +55,55 @@ def test_darkroom_is_the_same_command():
 
 
 def test_every_command_takes_json_but_those_that_serve():
-    """And those that look at this machine's models, which are read by people."""
-    plain = {"web", "worker", "courier", "up", "settings"}
-    asked = [command for name, command in cli.main.commands.items() if name not in plain]
-    told = [*asked, *cli.main.commands["keys"].commands.values()]
+    asked = [command for name, command in cli.main.commands.items() if name not in ROLES]
+    told = [*asked, *cli.main.commands["keys"].commands.values(), *cli.main.commands["models"].commands.values()]
     without = [c.name for c in told if "as_json" not in {option.name for option in c.params}]
     assert without == ["keys"]
+
+
+@pytest.fixture
+def here(tmp_path):
+    """The settings of a machine whose catalogue has a model that is there, a module, and one that is missing."""
+    entry = {"queue": "q", "capabilities": ["txt2img"]}
+    weights = str(ROOT / "app/models/tiny_scenes/weights")
+    entries = [
+        {"model_version": "here", "source": weights, **entry},
+        {"model_version": "module", "source": "python:tests.models.steady", **entry},
+        {"model_version": "missing", "source": "nowhere", **entry},
+    ]
+    (tmp_path / "models.yaml").write_text(yaml.safe_dump({"models": entries}))
+    return {"MODELS_FILE": str(tmp_path / "models.yaml"), "SIGNING_KEY": "x" * 32, "DEVICE": "cpu"}
+
+
+def test_the_models_of_this_machine_are_listed_for_people_and_for_programs(here):
+    lines = darkroom("models", "list", **here).stdout.splitlines()
+    assert [line.split()[:3] for line in lines[1:]] == [
+        ["here", "q", "here"], ["module", "q", "module"], ["missing", "q", "missing"],
+    ]  # fmt: skip
+    found = json.loads(darkroom("models", "list", "--digests", "--json", **here).stdout)["models"]
+    assert [(m["model_version"], m["state"], bool(m["weights_sha256"])) for m in found] == [
+        ("here", "here", True), ("module", "module", False), ("missing", "missing", False),
+    ]  # fmt: skip
+
+
+def test_prefetch_tells_what_is_there_and_fails_for_what_is_not(here):
+    told = darkroom("models", "prefetch", "here", "module", "--json", **here)
+    assert told.returncode == 0
+    assert [(m["model_version"], m["error"]) for m in json.loads(told.stdout)["models"]] == [
+        ("here", None),
+        ("module", None),
+    ]
+    told = darkroom("models", "prefetch", "--json", **here)
+    assert told.returncode == 1
+    assert [bool(model["error"]) for model in json.loads(told.stdout)["models"]] == [False, False, True]
+    told = darkroom("models", "prefetch", "nothing", **here)
+    assert (told.returncode, told.stderr) == (1, "darkroom: This deployment offers: here, module, missing.\n")
+
+
+def test_the_settings_are_told_for_programs_too():
+    told = {row["name"]: row for row in json.loads(darkroom("settings", "--json").stdout)["settings"]}
+    assert (told["LEASE"]["default"], told["SIGNING_KEY"]["default"]) == ("15", None)
+    assert told["WEB_BIND"]["description"]
 
 
 @pytest.mark.parametrize("role", ["web", "worker", "courier"])

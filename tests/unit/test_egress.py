@@ -166,7 +166,7 @@ def post(url, seconds=5, **options):
 
 def test_a_request_arrives_as_it_was_written():
     with listening() as server:
-        assert post(f"http://hooks.example:{server.port}/in?token=1") == 204
+        assert post(f"http://hooks.example:{server.port}/in?token=1").status == 204
     ((path, headers, body),) = server.requests
     assert (path, body, headers["X-A"]) == ("/in?token=1", b"{}", "1")
     assert (headers["Host"], headers["Connection"]) == (f"hooks.example:{server.port}", "close")
@@ -235,7 +235,7 @@ def test_an_address_that_does_not_answer_leaves_the_next_one_its_turn():
         return [*socket.getaddrinfo("127.0.0.2", port, type=socket.SOCK_STREAM), *here(host, port)]
 
     with listening() as server:
-        assert post(f"http://hooks.example:{server.port}/", resolve=two) == 204
+        assert post(f"http://hooks.example:{server.port}/", resolve=two).status == 204
 
 
 @pytest.mark.parametrize("status", [200, 299, 301, 302, 410, 500])
@@ -247,15 +247,25 @@ def test_every_answer_is_an_answer_and_a_redirect_leads_nowhere(status):
         handler.end_headers()
 
     with listening(answer) as server:
-        assert post(f"http://hooks.example:{server.port}/") == status
+        assert post(f"http://hooks.example:{server.port}/").status == status
     assert len(server.requests) == 1
+
+
+def test_what_the_receiver_asks_for_is_read():
+    def busy(handler):
+        handler.send_response(503)
+        handler.send_header("Retry-After", "120")
+        handler.end_headers()
+
+    with listening(busy) as server:
+        assert post(f"http://hooks.example:{server.port}/") == egress.Answer(503, "120")
 
 
 def test_the_environment_brings_no_proxy(monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     with listening() as server:
-        assert post(f"http://hooks.example:{server.port}/") == 204
+        assert post(f"http://hooks.example:{server.port}/").status == 204
 
 
 def silent(handler):
@@ -301,7 +311,7 @@ def test_a_body_without_an_end_is_not_read():
                 handler.wfile.write(b"x" * 65536)
 
     with listening(endless) as server:
-        assert post(f"http://hooks.example:{server.port}/") == 200
+        assert post(f"http://hooks.example:{server.port}/").status == 200
 
 
 @pytest.mark.parametrize("line", [b"X-A: " + b"x" * 1000 + b"\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])
@@ -378,8 +388,8 @@ def trusting(root):
 def test_tls_is_spoken_with_the_name_of_the_url_though_an_address_is_connected_to(authority):
     root, serve = authority
     with listening(tls=serve("hooks.example")) as server:
-        assert post(f"https://hooks.example:{server.port}/", tls=trusting(root)) == 204
-        assert post(f"https://hooks.example.:{server.port}/", tls=trusting(root)) == 204
+        assert post(f"https://hooks.example:{server.port}/", tls=trusting(root)).status == 204
+        assert post(f"https://hooks.example.:{server.port}/", tls=trusting(root)).status == 204
     assert len(server.requests) == 2
 
 

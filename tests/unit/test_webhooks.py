@@ -4,17 +4,19 @@ import base64
 import dataclasses
 import json
 import threading
+import time
+from email.utils import formatdate
 
 import pytest
 import structlog
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.egress import Egress
+from app.egress import Answer, Egress
 from app.errors import AddressRefused, EgressError, Internal, InvalidRequest, NotReady, SettingsError, WebhookNotFound
 from app.record import Phase
-from app.settings import load
+from app.settings import Settings, load
 from app.web import create_app
-from app.webhooks import MAX_TRIES, OUTBOX, SHARES, Dispatcher, Outbox, check, pause, sign
+from app.webhooks import MAX_TRIES, MOST_ASKED_SECONDS, OUTBOX, SHARES, Dispatcher, Outbox, check, pause, sign
 from tests.stack import until
 from tests.things import job
 
@@ -35,7 +37,7 @@ class Recorder(Egress):
         answer = self.answers.pop(0) if self.answers else 204
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return answer if isinstance(answer, Answer) else Answer(answer)
 
 
 @pytest.fixture
@@ -216,6 +218,39 @@ def test_after_the_last_try_it_is_over(services, ended):
     assert [delivery["attempt"] for delivery in services.jobs.get(task_id).deliveries] == list(range(1, MAX_TRIES + 1))
 
 
+@pytest.mark.parametrize("status", [429, 503])
+@pytest.mark.parametrize(("asked", "seconds"), [("1800", 1800), ("date", 1800), ("9" * 400, MOST_ASKED_SECONDS)])
+def test_a_receiver_that_asks_for_time_gets_it_within_bounds(services, ended, status, asked, seconds):
+    task_id, before = ended(), services.jobs.now()
+    asked = formatdate(time.time() + seconds, usegmt=True) if asked == "date" else asked
+    deliver(services, Answer(status, asked))
+    assert entries(services)[f"{task_id}.completed"] - before == pytest.approx(seconds, abs=5)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(503, "1"), (429, "-5"), (503, "soon"), (503, ""), (500, "1800"), (503, "Mon, 01 Jan 1990 00:00:00 GMT")],
+)
+def test_no_receiver_makes_the_pause_shorter_or_asks_with_another_status(services, ended, answer):
+    task_id, before = ended(), services.jobs.now()
+    deliver(services, Answer(*answer))
+    assert 75 <= entries(services)[f"{task_id}.completed"] - before < 130
+
+
+def test_with_the_pauses_of_the_settings_an_outage_of_ten_minutes_is_outlasted(services, ended):
+    """The clock jumps from each try to the next one."""
+    patient = services.settings.model_copy(update={"webhook_pause": Settings.model_fields["webhook_pause"].default})
+    services = dataclasses.replace(services, settings=patient)
+    entry, waited, sent = f"{ended()}.completed", 0.0, []
+    while entries(services):
+        time_passes(services)
+        is_down = waited < 600
+        sent += [(is_down, headers["webhook-id"]) for _, _, headers in deliver(services, 503 if is_down else 204)]
+        waited += max(entries(services).get(entry, 0) - services.jobs.now(), 0)
+    assert [name for is_down, name in sent if not is_down] == [entry]
+    assert len(sent) < MAX_TRIES
+
+
 def test_pauses_grow_from_seconds_to_hours_and_are_uneven():
     pauses = [pause(tries, 5) for tries in range(1, MAX_TRIES)]
     assert pauses == sorted(pauses)
@@ -315,7 +350,7 @@ def test_one_host_takes_only_its_share_and_the_others_go_on(services, ended):
             sent.append(url)
             if "slow" in url:
                 released.wait(20)
-            return 204
+            return Answer(204)
 
     dispatcher = Dispatcher(services, Slow())
     dispatcher.dispatch()

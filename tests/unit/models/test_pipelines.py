@@ -41,7 +41,7 @@ def load(made, on_cpu):
 
 def draw(model, source=None, *mask, **changes):
     wanted = params(**{"num_inference_steps": 2, "prompt": "a red star", **changes})
-    return list(model.generate(wanted, source, lambda step, steps: None, *mask))
+    return list(model.generate(wanted, source, lambda *_: None, *mask))
 
 
 def half_white(size=(64, 64)):
@@ -76,7 +76,7 @@ def test_an_interrupted_picture_leaves_nothing_in_the_next_one(load):
     model = load("stable-diffusion", schedulers=["PNDMScheduler"])
     expected = draw(model, scheduler="PNDMScheduler")[0].tobytes()
 
-    def stop(step, steps):
+    def stop(*_):
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
@@ -115,7 +115,11 @@ def test_what_the_mask_keeps_is_kept_to_the_pixel(load):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_progress_goes_up_to_the_end(load, family):
     model, seen = load(family), []
-    list(model.generate(params(num_images=2, num_inference_steps=3), None, lambda *step: seen.append(step)))
+    list(
+        model.generate(
+            params(num_images=2, num_inference_steps=3), None, lambda step, steps, _: seen.append((step, steps))
+        )
+    )
     assert seen == [(step, 6) for step in range(1, 7)]
 
 
