@@ -5,7 +5,7 @@ import sys
 
 import click
 
-from app import __version__, commands, doctor, keys
+from app import __version__, commands, doctor, keys, operating
 from app import settings as settings_module
 from app.console import DONE, Output, answers, told
 from app.models import commands as catalogue
@@ -40,8 +40,6 @@ def web() -> int:
 @told
 def worker() -> int:
     """Run jobs of one queue, one at a time, on one device."""
-    # Before Celery is imported: SIGTERM gives the running job its grace, then hands it back.
-    os.environ["REMAP_SIGTERM"] = "SIGQUIT"
     # The child's threads wait asleep: spinning, two of them take twenty times as long on cores that are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from app import worker as role
@@ -87,6 +85,7 @@ for command in (
     commands.models,
     doctor.doctor,
     keys.keys,
+    operating.quarantine,
 ):
     main.add_command(command)
 for command in catalogue.models.commands.values():

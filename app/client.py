@@ -193,6 +193,21 @@ class Client:
         models: list[dict[str, Any]] = self._json("GET", "/models")["models"]
         return models
 
+    def quarantine(self) -> Iterator[dict[str, Any]]:
+        """For an operator: what was given up on, newest first."""
+        page: dict[str, Any] = {"next_cursor": ""}
+        while page["next_cursor"] is not None:
+            page = self._json("GET", "/admin/quarantine", params={"cursor": page["next_cursor"]})
+            yield from page["entries"]
+
+    def requeue(self, entry_id: str) -> dict[str, Any]:
+        """For an operator: run what is in quarantine again; `task_id` is the new task's, None for a message."""
+        return self._json("POST", f"/admin/quarantine/{_part(entry_id)}/requeue")
+
+    def drop(self, entry_id: str) -> None:
+        """For an operator: take it out of quarantine for good."""
+        self._call("DELETE", f"/admin/quarantine/{_part(entry_id)}")
+
     def version(self) -> str:
         """The deployment's version; no key is needed."""
         return str(self._json("GET", "/version").get("version"))

@@ -28,7 +28,7 @@ def client_of_environment() -> Client:
     return Client(known.url, key=known.api_key.get_secret_value())
 
 
-def _asks(command: Callable[..., int]) -> Callable[..., int]:
+def asks(command: Callable[..., int]) -> Callable[..., int]:
     """A command that is called with a client too."""
 
     @functools.wraps(command)
@@ -71,7 +71,7 @@ _force = click.option("--force", is_flag=True, help="Write over files that are t
 @click.option("--negative", "negative_prompt", help="What the picture must not show.")
 @click.option("--strength", type=float, help="How far to leave the input picture, above 0 to 1.")
 @answers
-@_asks
+@asks
 def generate(
     client: Client, output: Output, prompt: str, source: Path | None, mask: Path | None, place: Path | None,
     *, force: bool, **wishes: Any,
@@ -97,7 +97,7 @@ def generate(
 @click.command()
 @click.argument("task_id")
 @answers
-@_asks
+@asks
 def status(client: Client, output: Output, task_id: str) -> int:
     """Tell how the task is; status 0 whatever that is."""
     task = client.task(task_id)
@@ -110,7 +110,7 @@ def status(client: Client, output: Output, task_id: str) -> int:
 @_output
 @_force
 @answers
-@_asks
+@asks
 def wait(client: Client, output: Output, task_id: str, place: Path | None, *, force: bool) -> int:
     """Wait until the task is done, and save its pictures if -o says where. Ctrl-C leaves the task alone."""
     task = develop(client, output, task_id)
@@ -120,7 +120,7 @@ def wait(client: Client, output: Output, task_id: str, place: Path | None, *, fo
 @click.command()
 @click.argument("task_id")
 @answers
-@_asks
+@asks
 def cancel(client: Client, output: Output, task_id: str) -> int:
     """End a task: a queued one at once, a running one at its next step. A finished one stays as it is."""
     task = client.cancel(task_id)
@@ -131,7 +131,7 @@ def cancel(client: Client, output: Output, task_id: str) -> int:
 @click.command()
 @click.argument("task_id")
 @answers
-@_asks
+@asks
 def rerun(client: Client, output: Output, task_id: str) -> int:
     """Run the task once more with the same seed; prints the new task's id."""
     task = client.rerun(task_id)
@@ -144,7 +144,7 @@ def rerun(client: Client, output: Output, task_id: str) -> int:
 @click.option("--model", "model_version", help="Only this model's.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
 @answers
-@_asks
+@asks
 def list_tasks(client: Client, output: Output, limit: int, **filters: str | None) -> int:
     """List your tasks, newest first."""
     found = client.tasks(limit=min(limit, 100), **filters)
@@ -164,7 +164,7 @@ def models(context: click.Context, *, as_json: bool) -> None:
 
 
 @answering
-@_asks
+@asks
 def _list_models(client: Client, output: Output) -> int:
     found = client.models()
     rows = [

@@ -43,6 +43,8 @@ class Courier:
     def __init__(self, services: Services) -> None:
         self._services = services
         self._intake = Intake(services)
+        # How many messages each queue lacked at the last look.
+        self._lacked = dict[str, int]()
 
     def sweep_if_first(self) -> None:
         """Sweep unless another courier has just done so; an outage is logged, and over by itself."""
@@ -51,6 +53,9 @@ class Courier:
                 self.sweep()
         except DarkroomError as error:
             log.warning("sweep.interrupted", reason=str(error), error_type=type(error).__name__)
+        except Exception:
+            # A mistake in one part of it must not end what looks after lost jobs.
+            log.exception("sweep.failed")
 
     def sweep(self) -> None:
         """One pass over everything whose time has come."""
@@ -59,6 +64,9 @@ class Courier:
         self._each(jobs.due("leases"), self._lost)
         self._each(jobs.waiting_uploads(), self._waiting)
         self._each(jobs.due("unconfirmed", older_than=patience), self._intake.publish_again)
+        for queue in self._services.catalogue.queues():
+            self._each(self._without_message(queue), self._intake.publish_again)
+        self._services.quarantine.collect()
 
     def _each(self, task_ids: list[str], move: Callable[[str], None]) -> None:
         """Do it for each; one job that cannot be moved must not hold up the others, an outage stops the sweep."""
@@ -68,10 +76,25 @@ class Courier:
             except (BrokerUnavailable, StoreUnavailable):
                 raise
             except (ClaimLost, TaskNotFound):
-                self._services.jobs.forget(task_id)
+                self._services.jobs.forget(task_id, self._services.catalogue.queues())
                 log.info("sweep.job_moved_meanwhile", task_id=task_id)
             except Exception:
                 log.exception("sweep.job_failed", task_id=task_id)
+
+    def _without_message(self, queue: str) -> list[str]:
+        """The oldest jobs of a queue, as many as it has fewer messages than jobs: a broker may lose what it confirmed.
+
+        A message on its way into a worker is in neither count, so that only what two looks miss is missing. Once
+        they are published again nothing is missing any more, and a job that gets two messages is run once.
+        """
+        jobs, patience = self._services.jobs, self._services.settings.unconfirmed_after
+        waiting = jobs.queued_before(queue, patience)
+        lacks = jobs.queue_depth(queue) - self._services.waiting(queue) if waiting else 0
+        missing = max(min(lacks, self._lacked.get(queue, 0)), 0)
+        self._lacked[queue] = lacks
+        if missing:
+            log.warning("sweep.messages_lost", queue=queue, messages=missing)
+        return waiting[:missing]
 
     def _overdue(self, task_id: str) -> None:
         self._services.jobs.fail(task_id, DeadlineExceeded("The job was not done by its deadline."))

@@ -12,6 +12,7 @@
     │   ├── BadRequest, InvalidRequest, UnknownModelVersion
     │   ├── TaskNotFound, TaskExpired, ModelNotFound
     │   ├── InputMissing, NotReady, WebhookNotFound, IdempotencyKeyReuse, IdempotencyConflict
+    │   ├── EntryNotFound, NotRequeuable
     │   ├── Unauthorized, Forbidden, RateLimited, QuotaExceeded, QueueFull
     │   └── BrokerUnavailable, StoreUnavailable, StorageUnavailable, NoWorker
     └── JobError                  ends an accepted job as FAILED; told in the task's `error`
@@ -106,6 +107,14 @@ class InputMissing(RequestError):
 
 class NotReady(RequestError):
     status, code, title, retryable = 409, "not_ready", "No picture yet", True
+
+
+class EntryNotFound(RequestError):
+    status, code, title = 404, "entry_not_found", "Not in quarantine"
+
+
+class NotRequeuable(RequestError):
+    status, code, title = 409, "not_requeuable", "Cannot be queued again"
 
 
 class WebhookNotFound(RequestError):

@@ -124,7 +124,7 @@ class Runner:
             return "claim_lost"
 
     def _work_under_lease(self, job: Job, token: str) -> None:
-        jobs = self._services.jobs
+        jobs, started = self._services.jobs, time.monotonic()
         try:
             with Lease(jobs, job.task_id, token, self._services.settings.lease) as lease:
                 self._work(job, lease)
@@ -134,8 +134,10 @@ class Runner:
             if not _by_signal(stop):
                 raise self._fail(job, token, Internal("The model tried to end its worker.")) from stop
             # SIGTERM's way into the child. Celery must see it, to put the message back.
-            with suppress(ClaimLost):
-                jobs.release(job.task_id, token)
+            if time.monotonic() - started < self._services.settings.time_limit - 1:
+                with suppress(ClaimLost):
+                    jobs.release(job.task_id, token)
+            # Else the time limit sent it: the lease ends by itself, and the attempt counts.
             raise
         except JobError as error:
             self._fail(job, token, error)

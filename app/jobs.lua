@@ -82,7 +82,8 @@ end
 local moves = {}
 
 -- idempotency key ('' without), digest of the request, seconds to remember both, most jobs queued and most open
--- jobs of this caller (0: any number), then field, value, ...: the new record, AWAITING_UPLOAD or QUEUED.
+-- jobs of this caller (0: any number), seconds that a caller's jobs are listed, then field, value, ...: the new
+-- record, AWAITING_UPLOAD or QUEUED.
 function moves.create()
   if redis.call('EXISTS', key) == 1 then return {'exists', id} end
   local ticket = 'idempotency:' .. ARGV[3]
@@ -90,8 +91,11 @@ function moves.create()
     local earlier = redis.call('HMGET', ticket, 'task_id', 'digest')
     if earlier[1] then return {earlier[2] == ARGV[4] and 'replay' or 'reused', earlier[1]} end
   end
-  put('token', 'none', unpack(ARGV, 8))
+  put('token', 'none', unpack(ARGV, 9))
   local caller = get('caller')
+  -- A record that is lost leaves its id behind. Nothing is open long after its deadline.
+  redis.call('ZREMRANGEBYSCORE', 'jobs:open:' .. caller, '-inf', now - 3600)
+  redis.call('ZREMRANGEBYSCORE', 'jobs:of:' .. caller, '-inf', now - ARGV[8])
   local function full(name, most) return tonumber(most) > 0 and redis.call('ZCARD', 'jobs:' .. name) >= tonumber(most) end
   local refusal = full('queued:' .. get('queue'), ARGV[6]) and 'queue_full'
     or full('open:' .. caller, ARGV[7]) and 'quota_exceeded'
@@ -104,8 +108,9 @@ function moves.create()
     redis.call('EXPIRE', ticket, ARGV[5])
     put('ticket', ARGV[3])
   end
-  index('open:' .. caller, now)
+  index('open:' .. caller, now + time('deadline_seconds'))
   index('of:' .. caller, now)
+  redis.call('EXPIRE', 'jobs:of:' .. caller, ARGV[8])
   stamp('created_at')
   put('deadline_at', string.format('%.3f', now + time('deadline_seconds')))
   if get('upload_seconds') then put('upload_expires_at', string.format('%.3f', now + time('upload_seconds'))) end
@@ -226,7 +231,10 @@ local function finish(token, status, seconds, quarantine, ...)
   if token == '' then redis.call('HDEL', key, 'token') end
   if status == 'SUCCEEDED' then learn(steps) end
   put('status', status, 'expires_at', string.format('%.3f', now + seconds), ...)
-  if quarantine == '1' then index('quarantine', now) end
+  if quarantine == '1' then
+    redis.call('ZREMRANGEBYSCORE', 'jobs:quarantine', '-inf', now - seconds)
+    index('quarantine', now)
+  end
   redis.call('EXPIRE', key, seconds + 86400)
   tell()
   return {'finished'}
@@ -256,10 +264,10 @@ function moves.delete()
   return {'deleted'}
 end
 
--- Indexes may hold an id whose record is gone (a Redis restored from an older copy, say).
+-- more indexes, ...: indexes may hold an id whose record is gone (a Redis restored from an older copy, say).
 function moves.forget()
   if redis.call('EXISTS', key) == 1 then return {'kept'} end
-  unindex('deadlines', 'leases', 'uploads', 'unconfirmed')
+  unindex('deadlines', 'leases', 'uploads', 'unconfirmed', 'quarantine', unpack(ARGV, 3))
   return {'forgotten'}
 end
 

@@ -5,7 +5,7 @@ of jobs.lua, which checks the state before it writes (compare-and-set).
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, cast
@@ -83,7 +83,8 @@ class JobStore:
     def create(self, job: Job, terms: Terms | None = None) -> Acceptance:
         """Write a new record, if there is none of this id and the terms allow it."""
         terms = terms or Terms()
-        header = (terms.ticket, terms.digest, TICKET_TTL, terms.most_queued, terms.most_open)
+        kept = self._result_ttl + DELETED_TTL
+        header = (terms.ticket, terms.digest, TICKET_TTL, terms.most_queued, terms.most_open, kept)
         fields = [part for pair in to_record(job).items() for part in pair]
         return Acceptance(*self._move("create", job.task_id, *header, *fields))
 
@@ -124,9 +125,9 @@ class JobStore:
         """Take the job from a worker whose lease ran out. True for the one caller who must publish it."""
         return bool(self._move("requeue", task_id)[0] == "queued")
 
-    def forget(self, task_id: str) -> None:
-        """Take an id whose record is gone out of the indexes."""
-        self._move("forget", task_id)
+    def forget(self, task_id: str, queues: Iterable[str] = ()) -> None:
+        """Take an id whose record is gone out of the indexes, and out of these queues."""
+        self._move("forget", task_id, *(f"queued:{queue}" for queue in queues))
 
     def succeed(self, task_id: str, token: str, result: dict[str, str]) -> None:
         """The end everyone hopes for; `result` is written into the record. Raises ClaimLost."""
@@ -205,6 +206,12 @@ class JobStore:
             pipeline.hget(_key(task_id), "model_version")
         found = zip(ids, ask(pipeline.execute), strict=True)
         return [Waiting(task_id, model_version) for task_id, model_version in found if model_version]
+
+    def queued_before(self, queue: str, seconds: float, limit: int = 1000) -> list[str]:
+        """Ids that have waited in this queue for longer than that, the oldest first."""
+        until = self.now() - seconds
+        found = ask(lambda: self._redis.zrangebyscore(f"jobs:queued:{queue}", "-inf", until, 0, limit))
+        return cast("list[str]", found)
 
     def queue_depth(self, queue: str) -> int:
         """How many jobs wait for a worker of this queue."""

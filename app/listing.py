@@ -13,26 +13,27 @@ BATCH = 100
 
 def page(services: Services, caller: str, query: TaskListQuery) -> TaskList:
     """The next page, and the cursor of the one after it; raises InvalidRequest for a cursor that is none of ours."""
-    before, jobs = _time(query.cursor), list[Job]()
-    while len(jobs) < query.limit and (batch := services.jobs.of(caller, before, BATCH)):
+    since, jobs = before(query.cursor), list[Job]()
+    while len(jobs) < query.limit and (batch := services.jobs.of(caller, since, BATCH)):
         for task_id, made in batch:
-            before = made
+            since = made
             if (job := _read(services, task_id)) and _fits(job, query):
                 jobs.append(job)
             if len(jobs) == query.limit:
                 break
-    more = len(jobs) == query.limit and bool(services.jobs.of(caller, before, 1))
-    return TaskList(tasks=[task_document(job, services) for job in jobs], next_cursor=repr(before) if more else None)
+    more = len(jobs) == query.limit and bool(services.jobs.of(caller, since, 1))
+    return TaskList(tasks=[task_document(job, services) for job in jobs], next_cursor=repr(since) if more else None)
 
 
-def _time(cursor: str | None) -> float:
+def before(cursor: str | None) -> float:
+    """The time at which a page begins, going back; raises InvalidRequest for a cursor that is none of ours."""
     try:
-        before = float(cursor) if cursor else math.inf
+        since = float(cursor) if cursor else math.inf
     except ValueError:
-        before = math.nan
-    if math.isnan(before):
+        since = math.nan
+    if math.isnan(since):
         raise InvalidRequest("cursor: not one of ours", [{"field": "cursor", "reason": "not one of ours"}])
-    return before
+    return since
 
 
 def _read(services: Services, task_id: str) -> Job | None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from redis import Redis
 from redis.backoff import ConstantBackoff, NoBackoff
@@ -18,12 +18,19 @@ from app.settings import Settings
 from app.storage import Storage, make_storage
 from app.workers import WorkerRegistry
 
+if TYPE_CHECKING:
+    from app.quarantine import Quarantine
+
 Role = Literal["web", "worker", "courier"]
 
 
 @dataclass(frozen=True)
 class Services:
-    """What the roles work with. `publish` raises BrokerUnavailable; `clock` is seconds since 1970."""
+    """What the roles work with.
+
+    `publish`, `check_broker` and `waiting` (messages in a queue) raise BrokerUnavailable. `clock` is seconds since
+    1970.
+    """
 
     settings: Settings
     jobs: JobStore
@@ -33,6 +40,8 @@ class Services:
     callers: Callers
     publish: Callable[[Job], None]
     check_broker: Callable[[], None]
+    waiting: Callable[[str], int]
+    quarantine: "Quarantine"
     redis: Redis
     clock: Callable[[], float] = time.time
 
@@ -40,21 +49,26 @@ class Services:
 def build(settings: Settings, role: Role) -> Services:
     """Everything a process of this role needs. Opens no connection."""
     # Deferred: Celery reads the environment when it is imported, which the roles set first.
-    from app.tasks import Publisher, make_celery
+    from app.broker import Broker
+    from app.quarantine import Quarantine
+    from app.tasks import make_celery
 
     redis = make_redis(settings, role)
     catalogue = load_catalogue(settings.models_file, settings.default_model_version)
-    publisher = Publisher(make_celery(settings, catalogue, role))
+    broker = Broker(make_celery(settings, catalogue, role))
+    jobs = JobStore(redis, result_ttl=settings.result_ttl, lease=settings.lease)
     return Services(
         settings=settings,
-        jobs=JobStore(redis, result_ttl=settings.result_ttl, lease=settings.lease),
+        jobs=jobs,
         workers=WorkerRegistry(redis),
         storage=make_storage(settings),
         catalogue=catalogue,
         # Only the web tier is called by anyone.
         callers=load_callers(settings, redis) if role == "web" else Callers(redis),
-        publish=publisher.publish,
-        check_broker=publisher.check,
+        publish=broker.publish,
+        check_broker=broker.check,
+        waiting=broker.waiting,
+        quarantine=Quarantine(redis, jobs, broker, settings.result_ttl),
         redis=redis,
     )
 

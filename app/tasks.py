@@ -7,15 +7,11 @@ brings it again when that worker is gone; it may do so twice, late, or to the wr
 from typing import Any
 
 from celery import Celery, shared_task
-from celery.exceptions import OperationalError
 from kombu import Exchange, Queue
-from kombu.exceptions import KombuError
-from redis.exceptions import RedisError
 
 from app import tls
-from app.errors import BrokerUnavailable, JobError
+from app.errors import JobError
 from app.models import Catalogue
-from app.record import Job
 from app.settings import Settings
 
 QUARANTINE = "quarantine"
@@ -78,6 +74,7 @@ def _embedded(settings: Settings, catalogue: Catalogue, role: str) -> dict[str, 
         {} if role == "worker" else {"socket_timeout": PUBLISH_TIMEOUT, "socket_connect_timeout": PUBLISH_TIMEOUT}
     )
     return {
+        "broker_transport": "app.transport:Transport",
         "broker_transport_options": {**options, **timeouts},
         "task_queues": [Queue(name, Exchange(name, type="topic"), routing_key=name) for name in catalogue.queues()],
     }
@@ -114,6 +111,7 @@ def _worker(settings: Settings) -> dict[str, Any]:
         "result_backend_max_sleep_between_retries_ms": 2000,
         "redis_socket_connect_timeout": 2,
         "redis_socket_timeout": 5,
+        "worker_consumer": "app.consumer:Consumer",
         # One job at a time, in a child that is a fresh interpreter: CUDA does not survive a fork.
         "worker_pool": "prefork",
         "worker_concurrency": 1,
@@ -128,7 +126,6 @@ def _worker(settings: Settings) -> dict[str, Any]:
         "worker_deduplicate_successful_tasks": False,
         # The running job goes on when the broker goes away: its lease keeps a second run from starting.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
-        "worker_soft_shutdown_timeout": settings.worker_grace,
         "task_time_limit": settings.time_limit,
         "broker_heartbeat": 20,
         "broker_connection_retry_on_startup": True,
@@ -154,40 +151,6 @@ def declare_queues(app: Celery) -> None:
 def celery_url(redis_url: str) -> str:
     """Celery's spelling of a Redis address: its own word for a Unix socket."""
     return "redis+socket" + redis_url.removeprefix("unix") if redis_url.startswith("unix:") else redis_url
-
-
-class Publisher:
-    """Puts jobs into the broker."""
-
-    def __init__(self, app: Celery) -> None:
-        self._app = app
-
-    def publish(self, job: Job) -> None:
-        """Send the job's message and wait until the broker has it; raises BrokerUnavailable."""
-        message = job.message()
-        try:
-            self._app.send_task(
-                GENERATE,
-                kwargs={"message": message},
-                task_id=job.task_id,
-                queue=job.queue,
-                # Refused rather than dropped where no queue is bound.
-                mandatory=True,
-                confirm_timeout=PUBLISH_TIMEOUT,
-                # What Flower and the events show: the prompt is user data.
-                argsrepr="()",
-                kwargsrepr=f"{{'task_id': '{job.task_id}', 'model_version': '{job.params.model_version}'}}",
-            )
-        except (OperationalError, KombuError, RedisError, OSError) as error:
-            raise BrokerUnavailable("The queue does not take jobs; try again shortly.") from error
-
-    def check(self) -> None:
-        """Raises BrokerUnavailable when no fresh connection can be made: a held one may be dead."""
-        try:
-            with self._app.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, timeout=1)
-        except (OperationalError, KombuError, RedisError, OSError) as error:
-            raise BrokerUnavailable("The broker does not answer.") from error
 
 
 @shared_task(name=GENERATE, throws=(JobError,))

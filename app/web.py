@@ -8,7 +8,7 @@ from flask_openapi3 import Info, OpenAPI, Tag
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as BaseResponse
 
-from app import __version__, http, problems, telemetry
+from app import __version__, admin, http, problems, telemetry
 from app import settings as settings_module
 from app.documents import model_documents, retry_after, submitted_document, task_document
 from app.errors import ModelNotFound, NotReady, TaskNotFound
@@ -66,6 +66,7 @@ def create_app(services: Services) -> OpenAPI:
     http.register(app, services.callers)
     _tasks(app, services)
     _models(app, services)
+    admin.register(app, services)
     _health(app, services)
     app.add_url_rule("/openapi.json", "openapi", lambda: app.api_doc)
     app.register_blueprint(pages(services.storage))

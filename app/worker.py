@@ -6,6 +6,7 @@ the registry. Only then does the parent begin to consume. A child that cannot lo
 
 import os
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import billiard.pool
 import structlog
 from celery import bootsteps, signals
-from celery.platforms import EX_FAILURE
+from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import state as celery_state
 
 from app import alive, telemetry
@@ -35,6 +36,9 @@ if TYPE_CHECKING:
 log = structlog.get_logger("darkroom.worker")
 
 _child: "Child | None" = None
+
+# Seconds that a child may take to hand its job back.
+HAND_BACK = 5
 
 # In the parent: its child cannot go on, so neither can it.
 _gave_up = threading.Event()
@@ -118,6 +122,7 @@ def main(settings: Settings) -> int:
     # Unique for each start: the broker may still hold the queues of a namesake that it has not missed yet.
     name = f"{queue}-{secrets.token_hex(4)}@{settings.worker_name}"
     worker = celery.Worker(hostname=name, queues=[queue], loglevel=settings.log_level, redirect_stdouts=False)
+    signals.worker_shutting_down.connect(lambda **_: _leave_within(settings.worker_grace, worker), weak=False)
     worker.start()
     services.workers.leave(name)
     # A step that gives up says why; Celery keeps that as the exit code.
@@ -125,6 +130,21 @@ def main(settings: Settings) -> int:
         raise ModelLoadFailed(worker.exitcode)
     # Celery forgets with which status it was told to terminate.
     return int(EX_FAILURE if _gave_up.is_set() else worker.exitcode or 0)
+
+
+def _leave_within(seconds: float, worker: Any) -> None:
+    """Celery waits for the running job however long it takes, and leaves as soon as it is done: bound that."""
+    for pause, number in ((seconds, signal.SIGTERM), (seconds + HAND_BACK, signal.SIGKILL)):
+        timer = threading.Timer(pause, _signal_children, [worker, number])
+        timer.daemon = True
+        timer.start()
+
+
+def _signal_children(worker: Any, number: int) -> None:
+    """SIGTERM makes the child hand its job back (generate.py)."""
+    for process in worker.pool._pool._pool:  # noqa: SLF001, no public way
+        with suppress(ProcessLookupError):
+            os.kill(process.pid, number)
 
 
 class ModelGate(bootsteps.StartStopStep):
@@ -137,6 +157,10 @@ class ModelGate(bootsteps.StartStopStep):
         while (worker := services.workers.get(parent.hostname)) is None or worker.state == "loading":
             if not all(process.is_alive() for process in parent.pool._pool._pool):  # noqa: SLF001, no public way
                 raise SystemExit("The worker's child died while it was loading its models.")
+            if celery_state.should_stop is not None:
+                # Told to stop before there was any job: the models need not be loaded to their end.
+                _signal_children(parent, signal.SIGKILL)
+                raise SystemExit(EX_OK)
             time.sleep(0.05)
         if worker.state == "failed":
             raise SystemExit(worker.reason)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from app.generate import Runner
 from app.line import Line
+from app.quarantine import Quarantine
 from app.record import Job, Phase
 from app.schemas import Params
 from app.services import build
@@ -27,9 +28,32 @@ PARAMS = {
 }
 
 
-def recording(settings, published):
+class Letters:
+    """A broker's dead letters, without a broker."""
+
+    def __init__(self, *letters):
+        self.letters, self.sent = list(letters), []
+
+    def dead_letters(self, limit):
+        while self.letters and limit:
+            yield self.letters[0]
+            self.letters.pop(0)
+            limit -= 1
+
+    def send_again(self, letter):
+        self.sent.append(letter)
+
+
+def recording(settings, published, letters=None):
     """The services of a web process that notes the jobs it publishes: the broker has tests of its own."""
-    return dataclasses.replace(build(settings, "web"), publish=published.append)
+    services = build(settings, "web")
+    quarantine = Quarantine(services.redis, services.jobs, letters or Letters(), settings.result_ttl)
+    return dataclasses.replace(
+        services,
+        publish=published.append,
+        waiting=lambda queue: sum(job.queue == queue for job in published),
+        quarantine=quarantine,
+    )
 
 
 def params(**changes):

@@ -8,11 +8,12 @@ import pytest
 import redis
 import requests
 
+from app.broker import Broker
 from app.jobs import JobStore
 from app.models import load_catalogue
 from app.services import make_redis
 from app.settings import Settings
-from app.tasks import Publisher, make_celery
+from app.tasks import make_celery
 from tests.stack import until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -83,7 +84,7 @@ def publish_again(stack, ticket, times):
     """As the sweep does it, from this process."""
     names = Settings.model_fields
     settings = Settings(**{k.lower(): v for k, v in stack.settings.items() if k.lower() in names})
-    publisher = Publisher(make_celery(settings, load_catalogue(settings.models_file), "courier"))
+    publisher = Broker(make_celery(settings, load_catalogue(settings.models_file), "courier"))
     jobs = JobStore(make_redis(settings, "courier"), result_ttl=settings.result_ttl, lease=settings.lease)
     for _ in range(times):
         publisher.publish(jobs.get(ticket))

@@ -1,0 +1,131 @@
+"""The broker, as the web tier and the courier use it: what goes in, how much waits, and what it gave up on."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from celery.exceptions import OperationalError
+from kombu import Queue
+from kombu.exceptions import KombuError
+from redis.exceptions import RedisError
+
+from app.errors import BrokerUnavailable
+from app.record import Job
+from app.tasks import GENERATE, PUBLISH_TIMEOUT, QUARANTINE
+
+_AWAY = (OperationalError, KombuError, RedisError, OSError)
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A message that left its queue unread: rejected by a worker, or brought too often. `body` is as it came."""
+
+    queue: str
+    body: bytes
+    headers: dict[str, Any]
+    content_type: str
+    content_encoding: str
+
+
+class Broker:
+    """One process' way to the broker. Every method raises BrokerUnavailable."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._connection: Any = None
+
+    def publish(self, job: Job) -> None:
+        """Send the job's message and wait until the broker has it."""
+        message = job.message()
+        try:
+            self._app.send_task(
+                GENERATE,
+                kwargs={"message": message},
+                task_id=job.task_id,
+                queue=job.queue,
+                # Refused rather than dropped where no queue is bound.
+                mandatory=True,
+                confirm_timeout=PUBLISH_TIMEOUT,
+                # What Flower and the events show: the prompt is user data.
+                argsrepr="()",
+                kwargsrepr=f"{{'task_id': '{job.task_id}', 'model_version': '{job.params.model_version}'}}",
+            )
+        except _AWAY as error:
+            raise BrokerUnavailable("The queue does not take jobs; try again shortly.") from error
+
+    def check(self) -> None:
+        """Make a fresh connection: a held one may be dead."""
+        try:
+            with self._app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, timeout=1)
+        except _AWAY as error:
+            raise BrokerUnavailable("The broker does not answer.") from error
+
+    def waiting(self, queue: str) -> int:
+        """How many messages wait in this queue for a worker; 0 when there is no such queue."""
+        with self._channel() as channel:
+            try:
+                return int(channel.queue_declare(queue, passive=True).message_count)
+            except channel.connection.client.channel_errors:
+                return 0
+
+    def dead_letters(self, limit: int) -> Iterator[DeadLetter]:
+        """What workers rejected and what came too often, oldest first; each is gone once the next is asked for."""
+        with self._channel() as channel:
+            while limit and (message := _next(channel)):
+                yield _letter(message)
+                message.ack()
+                limit -= 1
+
+    def send_again(self, letter: DeadLetter) -> None:
+        """Put a dead letter back into the queue that it came from."""
+        queue = self._app.amqp.queues[letter.queue]
+        try:
+            with self._app.producer_pool.acquire(block=True) as producer:
+                producer.publish(
+                    letter.body, exchange=queue.exchange, routing_key=queue.routing_key, declare=[queue], retry=True,
+                    retry_policy=self._app.conf.task_publish_retry_policy, mandatory=True,
+                    headers=letter.headers, content_type=letter.content_type, content_encoding=letter.content_encoding,
+                )  # fmt: skip
+        except _AWAY as error:
+            raise BrokerUnavailable("The queue does not take messages; try again shortly.") from error
+
+    @contextmanager
+    def _channel(self) -> Iterator[Any]:
+        """A channel of its own, on a connection that is kept until it fails."""
+        try:
+            if self._connection is None:
+                self._connection = self._app.connection_for_write()
+                self._connection.ensure_connection(max_retries=1, timeout=1)
+            with closing(self._connection.channel()) as channel:
+                yield channel
+        except _AWAY as error:
+            self._drop()
+            raise BrokerUnavailable("The broker does not answer.") from error
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        with suppress(*_AWAY):
+            connection.release()
+
+
+def _next(channel: Any) -> Any:
+    """None when the queue is empty, or is not there yet: workers make it."""
+    with suppress(*channel.connection.client.channel_errors):
+        return Queue(QUARANTINE)(channel).get()
+    return None
+
+
+def _letter(message: Any) -> DeadLetter:
+    headers = message.headers if isinstance(message.headers, dict) else {}
+    body = message.body
+    return DeadLetter(
+        queue=headers.get("x-first-death-queue") or message.delivery_info.get("routing_key", ""),
+        body=bytes(body) if isinstance(body, bytes | bytearray | memoryview) else str(body or "").encode(),
+        # What the broker wrote about its death would be counted again.
+        headers={name: value for name, value in headers.items() if not str(name).startswith("x-")},
+        content_type=message.content_type or "",
+        content_encoding=message.content_encoding or "",
+    )

@@ -1,0 +1,32 @@
+"""What a message says. A worker reads it before its child is bothered; what nobody can read goes to quarantine."""
+
+import json
+from typing import Any
+
+from app.errors import DarkroomError
+from app.record import Job
+from app.tasks import GENERATE
+
+
+class Unreadable(DarkroomError):
+    """A message that asks for no job of ours; the text says why and repeats nothing of it."""
+
+
+def read(headers: Any, content_type: str, body: Any) -> Job:
+    """The job that this message asks for; raises Unreadable."""
+    if not isinstance(headers, dict) or headers.get("task") != GENERATE:
+        raise Unreadable("its headers name no task of ours")
+    if content_type != "application/json":
+        raise Unreadable("it is not in JSON")
+    job = _job(body)
+    if job.task_id != headers.get("id"):
+        raise Unreadable("its header and its body name different tasks")
+    return job
+
+
+def _job(body: Any) -> Job:
+    try:
+        _, arguments, _ = json.loads(bytes(body) if isinstance(body, memoryview) else body)
+        return Job.from_message(arguments["message"])
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise Unreadable(f"its body holds no job ({type(error).__name__})") from None

@@ -1,0 +1,161 @@
+"""What is kept for an operator to look at: tasks that killed their workers, and messages that nobody can read.
+
+Each kind has an index sorted by time. A task's record is its own; a message is kept in `quarantine:{id}`.
+"""
+
+import base64
+import hashlib
+import json
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from typing import Any, cast
+
+import structlog
+from redis import Redis
+
+from app.broker import Broker, DeadLetter
+from app.errors import AttemptsExhausted, ClaimLost, EntryNotFound, Internal, NotRequeuable, TaskExpired, TaskNotFound
+from app.jobs import JobStore, ask
+from app.messages import Unreadable, read
+from app.record import Job, Phase
+
+log = structlog.get_logger("darkroom.quarantine")
+
+TASKS, MESSAGES = "jobs:quarantine", "quarantine:messages"
+# No message of ours is longer; of a stranger's the beginning is kept, for the operator to see whose it is.
+MAX_BODY_BYTES = 256 * 1024
+# Those beyond it stay in the broker's own queue.
+MAX_MESSAGES = 500
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A task or a message in quarantine. `job` is there for a task, `letter` for a message."""
+
+    id: str
+    reason: str
+    detail: str
+    quarantined_at: float
+    job: Job | None = None
+    letter: DeadLetter | None = field(default=None, repr=False)
+
+
+class Quarantine:
+    """The shelf of what was given up on. Every method raises StoreUnavailable."""
+
+    def __init__(self, redis: "Redis", jobs: JobStore, broker: Broker, seconds: int) -> None:
+        self._redis = redis
+        self._jobs = jobs
+        self._broker = broker
+        self._seconds = seconds
+
+    def collect(self, limit: int = 100) -> None:
+        """Take in what the broker gave up on; raises BrokerUnavailable."""
+        for letter in self._broker.dead_letters(limit):
+            try:
+                self._give_up(read(letter.headers, letter.content_type, letter.body))
+            except Unreadable as error:
+                if self._is_full():
+                    return
+                self._keep(letter, str(error))
+
+    def entries(self, before: float, limit: int) -> list[Entry]:
+        """The entries put in before that time, newest first."""
+        found = [pair for index in (TASKS, MESSAGES) for pair in self._newest(index, before, limit)]
+        newest = sorted(found, key=lambda pair: -pair[1])[:limit]
+        return [entry for entry_id, since in newest if (entry := self._read(entry_id, since))]
+
+    def _newest(self, index: str, before: float, limit: int) -> list[tuple[str, float]]:
+        ask(lambda: self._redis.zremrangebyscore(index, "-inf", self._jobs.now() - self._seconds))
+        found = ask(lambda: self._redis.zrevrangebyscore(index, f"({before}", "-inf", 0, limit, withscores=True))
+        return cast("list[tuple[str, float]]", found)
+
+    def take(self, entry_id: str) -> Entry:
+        """Take an entry out, for the one caller who then decides about it; raises EntryNotFound."""
+        for index in (TASKS, MESSAGES):
+            since = ask(partial(self._redis.zscore, index, entry_id))
+            entry = None if since is None else self._read(entry_id, since)
+            if entry and ask(partial(self._redis.zrem, index, entry_id)):
+                return entry
+        raise EntryNotFound(f"Nothing of the id {entry_id} is in quarantine.")
+
+    def put_back(self, entry: Entry) -> None:
+        """What was taken could not be dealt with."""
+        index = MESSAGES if entry.letter else TASKS
+        ask(lambda: self._redis.zadd(index, {entry.id: entry.quarantined_at}))
+
+    def drop(self, entry_id: str) -> None:
+        """Take an entry out for good; a task's record stays as long as any other. Raises EntryNotFound."""
+        self.take(entry_id)
+        ask(lambda: self._redis.delete(_key(entry_id)))
+
+    def send_again(self, entry: Entry) -> None:
+        """Put a message that was taken back into its queue; raises NotRequeuable, BrokerUnavailable."""
+        if entry.letter is None or len(entry.letter.body) >= MAX_BODY_BYTES:
+            raise NotRequeuable("The message is longer than what is kept of it; drop it.")
+        self._broker.send_again(entry.letter)
+        ask(lambda: self._redis.delete(_key(entry.id)))
+
+    def _is_full(self) -> bool:
+        messages = int(ask(lambda: self._redis.zcard(MESSAGES)))
+        if messages >= MAX_MESSAGES:
+            log.warning("quarantine.full", messages=messages)
+        return messages >= MAX_MESSAGES
+
+    def _give_up(self, job: Job) -> None:
+        """End a job that nobody has begun or ended. One that runs or is done only had a message too many."""
+        self._jobs.create(job)
+        if self._is_queued(job.task_id):
+            self._fail(job.task_id, AttemptsExhausted("The broker brought it again and again, and none began it."))
+
+    def _fail(self, task_id: str, error: AttemptsExhausted | Internal) -> None:
+        with suppress(ClaimLost):
+            self._jobs.fail(task_id, error, quarantine=True)
+            log.warning("quarantine.task", task_id=task_id, reason=str(error))
+
+    def _keep(self, letter: DeadLetter, detail: str) -> None:
+        """A message that nobody can read; where it stood for a queued job of ours, that job ends."""
+        task_id = str(letter.headers.get("id", ""))
+        if self._is_queued(task_id):
+            self._fail(task_id, Internal(f"No worker can read its message: {detail}"))
+            return
+        # The same message twice, after a crash between here and its acknowledgement, is one entry.
+        entry_id = hashlib.sha256(task_id.encode() + letter.body).hexdigest()[:32]
+        fields = {"letter": _written(letter), "detail": detail}
+        ask(lambda: self._redis.hset(_key(entry_id), mapping=fields))
+        ask(lambda: self._redis.expire(_key(entry_id), self._seconds))
+        ask(lambda: self._redis.zadd(MESSAGES, {entry_id: self._jobs.now()}))
+        log.warning("quarantine.message", entry_id=entry_id, queue=letter.queue, reason=detail)
+
+    def _is_queued(self, task_id: str) -> bool:
+        try:
+            return self._jobs.get(task_id).phase is Phase.QUEUED
+        except (TaskNotFound, TaskExpired):
+            return False
+
+    def _read(self, entry_id: str, since: float) -> Entry | None:
+        """The entry; None when it has expired since."""
+        kept = cast("dict[str, str]", ask(lambda: self._redis.hgetall(_key(entry_id))))
+        if kept:
+            return Entry(entry_id, "unreadable_message", kept["detail"], since, letter=_letter(kept["letter"]))
+        try:
+            job = self._jobs.get(entry_id)
+        except (TaskNotFound, TaskExpired):
+            return None
+        error = job.error or {}
+        return Entry(entry_id, error.get("code", ""), error.get("message", ""), since, job=job)
+
+
+def _key(entry_id: str) -> str:
+    return f"quarantine:{entry_id}"
+
+
+def _written(letter: DeadLetter) -> str:
+    body = base64.b64encode(letter.body[:MAX_BODY_BYTES]).decode()
+    return json.dumps({**asdict(letter), "body": body}, default=str)
+
+
+def _letter(text: str) -> DeadLetter:
+    fields: dict[str, Any] = json.loads(text)
+    return DeadLetter(**{**fields, "body": base64.b64decode(fields["body"])})

@@ -1,0 +1,91 @@
+"""Messages that nobody can read, and messages that the broker lost: on RabbitMQ and on the bundled Redis broker."""
+
+import json
+import subprocess
+import sys
+
+import kombu
+import pytest
+import redis
+
+from app.tasks import GENERATE
+from tests.backends import embedded, real_services
+from tests.services.conftest import on
+from tests.services.test_faults import finished, submit
+from tests.stack import until
+from tests.things import job
+
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(params=["services", "embedded"])
+def stack(request, tmp_path):
+    with on(real_services if request.param == "services" else embedded, tmp_path) as stack:
+        yield stack
+
+
+def unreadable():
+    """Body, headers and content type of messages, each broken in a way of its own."""
+    message = job(queue="gen.test", model_version="steady").message()
+    ours = {"task": GENERATE, "id": "x"}
+    yield b"garbage", {}, "text/plain"
+    yield b"[[], {}, {}]", {"task": "celery.ping", "id": "x"}, "application/json"
+    yield b"{no json", ours, "application/json"
+    yield b"\x80\x04K\x01.", ours, "application/x-python-serialize"
+    yield json.dumps([[], {"message": {**message, "prompt": 7}}, {}]).encode(), ours, "application/json"
+    yield json.dumps([[], {"message": message}, {}]).encode(), ours, "application/json"
+
+
+def send(stack, messages):
+    with kombu.Connection(stack.settings["BROKER_URL"]) as connection, connection.Producer() as producer:
+        for body, headers, content_type in messages:
+            producer.publish(
+                body, headers=headers, content_type=content_type, content_encoding="utf-8",
+                exchange="gen.test", routing_key="gen.test",
+            )  # fmt: skip
+
+
+def lose_all_messages(stack):
+    """What an operator's mistake or a disk does to a broker: the queue is gone with all that it held."""
+    url = stack.settings["BROKER_URL"]
+    if url.startswith("redis"):
+        with redis.Redis.from_url(url) as broker:
+            broker.flushdb()
+    else:
+        with kombu.Connection(url) as connection, connection.channel() as channel:
+            channel.queue_delete("gen.test")
+
+
+def command(stack, *arguments):
+    ran = subprocess.run(
+        [sys.executable, "-m", "app", "quarantine", *arguments, "--json"],
+        env={"DARKROOM_URL": stack.url, "PATH": ""}, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    return json.loads(ran.stdout)
+
+
+def test_nothing_that_is_broken_or_lost_stops_the_rest(stack):
+    stack.start("web")
+    stack.start("courier", UNCONFIRMED_AFTER="1")
+    worker = stack.start("worker")
+    stack.ready("steady")
+    broken = list(unreadable())
+    send(stack, broken)
+    healthy = submit(stack, 2, steps=2)
+    until(lambda: finished(stack, healthy), 30, "the healthy jobs are done")
+    entries = until(lambda: len(found := list(stack.client.quarantine())) == len(broken) and found, 30, "all are kept")
+    assert {(entry["reason"], entry["queue"]) for entry in entries} == {("unreadable_message", "gen.test")}
+
+    # As they were, and so they come back, once each.
+    assert command(stack, "requeue", entries[0]["id"]) == {"id": entries[0]["id"], "task_id": None}
+    until(lambda: len(list(stack.client.quarantine())) == len(broken), 30, "it is back in quarantine")
+    for entry in command(stack, "list")["entries"]:
+        command(stack, "drop", entry["id"])
+    assert command(stack, "list") == {"entries": []}
+
+    running = submit(stack, 4, steps=100)
+    until(lambda: stack.client.task(running[0])["phase"] == "RUNNING", 30, "one runs")
+    lose_all_messages(stack)
+    tasks = until(lambda: finished(stack, running), 60, "every job is done though its message was lost")
+    assert {(task["status"], task["attempt"]) for task in tasks} == {("SUCCEEDED", 1)}
+    assert worker.process.poll() is None

@@ -1,0 +1,219 @@
+"""What was given up on: how it gets into quarantine, who may see it, and how it comes out."""
+
+import dataclasses
+import json
+
+import pytest
+
+from app.broker import DeadLetter
+from app.courier import Courier
+from app.errors import AttemptsExhausted, BrokerUnavailable
+from app.messages import Unreadable, read
+from app.quarantine import MAX_BODY_BYTES, MAX_MESSAGES, MESSAGES
+from app.record import Phase, Status
+from app.tasks import GENERATE
+from app.web import create_app
+from tests.things import Letters, job, recording
+from tests.unit.test_callers import door, file, hire, reader  # noqa: F401, fixtures
+from tests.unit.test_web import assert_problem
+
+GARBAGE = DeadLetter("gen.tiny", b"\x00 no JSON", {"id": "x", "task": GENERATE}, "application/json", "utf-8")
+
+
+def letter_of(new, **changes):
+    """The message of a job, as the broker gave it up."""
+    body = json.dumps([[], {"message": new.message()}, {}]).encode()
+    letter = DeadLetter(new.queue, body, {"id": new.task_id, "task": GENERATE}, "application/json", "utf-8")
+    return dataclasses.replace(letter, **changes)
+
+
+@pytest.fixture
+def letters():
+    return Letters()
+
+
+@pytest.fixture
+def services(settings, published, letters):
+    services = recording(settings, published, letters)
+    yield services
+    services.redis.connection_pool.disconnect(inuse_connections=False)
+
+
+@pytest.fixture
+def exhausted(services):
+    """The id of a task that was lost with three workers."""
+    new = job(caller="alice")
+    services.jobs.create(new)
+    services.jobs.fail(new.task_id, AttemptsExhausted("Lost with 3 workers; not tried again."), quarantine=True)
+    return new.task_id
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"headers": {}}, "its headers name no task of ours"),
+        ({"headers": {"task": "celery.ping", "id": "x"}}, "its headers name no task of ours"),
+        ({"content_type": "application/x-python-serialize"}, "it is not in JSON"),
+        ({"body": b"\xff\xfe"}, "its body holds no job"),
+        ({"body": b"[" * 100_000}, "its body holds no job"),
+        ({"body": b"[[], {}, {}]"}, "its body holds no job"),
+        ({"body": b'[[], {"message": {"task_id": "x", "prompt": 7}}, {}]'}, "its body holds no job"),
+        ({"headers": {"task": GENERATE, "id": "another"}}, "its header and its body name different tasks"),
+    ],
+)
+def test_what_asks_for_no_job_of_ours_is_unreadable(changes, reason):
+    letter = letter_of(job(), **changes)
+    with pytest.raises(Unreadable, match=reason):
+        read(letter.headers, letter.content_type, letter.body)
+
+
+def test_a_message_of_ours_is_read():
+    new = job()
+    letter = letter_of(new)
+    assert read(letter.headers, letter.content_type, letter.body) == new
+
+
+def test_a_message_that_nobody_can_read_is_kept_and_listed_once(services, letters, client):
+    letters.letters += [GARBAGE, GARBAGE]
+    Courier(services).sweep()
+    (entry,) = client.get("/admin/quarantine").json["entries"]
+    assert (entry["kind"], entry["reason"], entry["queue"]) == ("message", "unreadable_message", "gen.tiny")
+    assert (entry["bytes"], entry["attempts"], letters.letters) == (len(GARBAGE.body), [], [])
+
+
+def test_a_message_goes_back_into_its_queue_as_it_came(services, letters, client):
+    letters.letters.append(GARBAGE)
+    Courier(services).sweep()
+    (entry,) = client.get("/admin/quarantine").json["entries"]
+    answer = client.post(f"/admin/quarantine/{entry['id']}/requeue")
+    assert (answer.status_code, answer.json["task_id"]) == (202, None)
+    assert letters.sent == [GARBAGE]
+    assert client.get("/admin/quarantine").json["entries"] == []
+
+
+def test_a_task_in_quarantine_is_run_again_as_a_new_one_of_its_caller(services, published, client, exhausted):
+    (entry,) = client.get("/admin/quarantine").json["entries"]
+    assert (entry["id"], entry["kind"], entry["reason"]) == (exhausted, "task", "attempts_exhausted")
+    again = client.post(f"/admin/quarantine/{exhausted}/requeue").json["task_id"]
+    assert [sent.task_id for sent in published] == [again]
+    new = services.jobs.get(again)
+    assert (new.caller, new.rerun_of, services.jobs.get(exhausted).status) == ("alice", exhausted, Status.FAILED)
+    assert_problem(client.post(f"/admin/quarantine/{exhausted}/requeue"), 404, "entry_not_found")
+
+
+def test_what_cannot_be_queued_now_stays_in_quarantine(services, exhausted):
+    def refuse(_):
+        raise BrokerUnavailable
+
+    client = create_app(dataclasses.replace(services, publish=refuse)).test_client()
+    assert_problem(client.post(f"/admin/quarantine/{exhausted}/requeue"), 503, "broker_unavailable")
+    assert [entry["id"] for entry in client.get("/admin/quarantine").json["entries"]] == [exhausted]
+
+
+def test_what_is_dropped_is_gone(services, letters, client, exhausted):
+    letters.letters.append(GARBAGE)
+    Courier(services).sweep()
+    for entry in client.get("/admin/quarantine").json["entries"]:
+        assert client.delete(f"/admin/quarantine/{entry['id']}").status_code == 204
+        assert_problem(client.delete(f"/admin/quarantine/{entry['id']}"), 404, "entry_not_found")
+    assert client.get("/admin/quarantine").json["entries"] == []
+    assert services.redis.keys("quarantine:*") == []
+    assert services.jobs.get(exhausted).status is Status.FAILED
+
+
+def test_the_list_comes_in_pages_newest_first(services, client):
+    ids = []
+    for _ in range(5):
+        new = job()
+        services.jobs.create(new)
+        services.jobs.fail(new.task_id, AttemptsExhausted("Lost."), quarantine=True)
+        ids.append(new.task_id)
+    first = client.get("/admin/quarantine?limit=3").json
+    second = client.get(f"/admin/quarantine?limit=3&cursor={first['next_cursor']}").json
+    assert [entry["id"] for entry in first["entries"] + second["entries"]] == ids[::-1]
+    assert second["next_cursor"] is None
+
+
+def test_only_an_operator_sees_the_quarantine(door, hire, exhausted):  # noqa: F811
+    clerk, boss = door(hire("clerk")), door(hire("boss", role="operator"))
+    for method, path in (("GET", ""), ("POST", f"/{exhausted}/requeue"), ("DELETE", f"/{exhausted}")):
+        assert_problem(clerk.open(f"/admin/quarantine{path}", method=method), 403, "invalid_request")
+    assert len(boss.get("/admin/quarantine").json["entries"]) == 1
+
+
+def test_a_readable_message_that_the_broker_gave_up_ends_its_queued_job(services, letters, client):
+    new = job()
+    services.jobs.create(new)
+    letters.letters.append(letter_of(new))
+    Courier(services).sweep()
+    assert services.jobs.get(new.task_id).error["code"] == "attempts_exhausted"
+    assert [entry["id"] for entry in client.get("/admin/quarantine").json["entries"]] == [new.task_id]
+
+
+def test_a_readable_message_too_many_does_nothing_to_a_job_that_runs(services, letters, client):
+    new = job()
+    services.jobs.create(new)
+    services.jobs.claim(new.task_id, "t1", "worker-1", 3)
+    letters.letters.append(letter_of(new))
+    Courier(services).sweep()
+    assert services.jobs.get(new.task_id).phase is Phase.STARTING
+    assert client.get("/admin/quarantine").json["entries"] == []
+
+
+def test_a_broken_message_of_a_queued_job_ends_that_job(services, letters):
+    new = job()
+    services.jobs.create(new)
+    letters.letters.append(letter_of(new, body=b"{"))
+    Courier(services).sweep()
+    assert services.jobs.get(new.task_id).error["code"] == "internal"
+
+
+def test_of_a_strangers_long_message_only_the_beginning_is_kept(services, letters, client):
+    letters.letters.append(dataclasses.replace(GARBAGE, body=b"x" * 2 * MAX_BODY_BYTES))
+    Courier(services).sweep()
+    (entry,) = client.get("/admin/quarantine").json["entries"]
+    assert entry["bytes"] == MAX_BODY_BYTES
+    assert_problem(client.post(f"/admin/quarantine/{entry['id']}/requeue"), 409, "not_requeuable")
+    assert len(client.get("/admin/quarantine").json["entries"]) == 1
+
+
+def test_more_messages_than_fit_stay_with_the_broker(services, letters):
+    services.redis.zadd(MESSAGES, {f"m{index}": services.jobs.now() for index in range(MAX_MESSAGES)})
+    letters.letters.append(GARBAGE)
+    Courier(services).sweep()
+    assert letters.letters == [GARBAGE]
+
+
+def test_jobs_whose_messages_the_broker_lost_are_published_again_once(services, published):
+    lost = [job() for _ in range(3)]
+    for new in lost:
+        services.jobs.create(new)
+        services.jobs.confirm(new.task_id)
+    courier = Courier(services)
+    courier.sweep()
+    services.redis.zadd("jobs:queued:gen.tiny", {new.task_id: 1 + index for index, new in enumerate(lost)})
+    courier.sweep()
+    assert published == [], "one look may have met messages on their way"
+    for _ in range(3):
+        courier.sweep()
+    assert [sent.task_id for sent in published] == [new.task_id for new in lost]
+
+
+def test_a_long_healthy_queue_is_not_doubled(services, published):
+    for _ in range(3):
+        new = job()
+        services.jobs.create(new)
+        services.publish(new)
+        services.jobs.confirm(new.task_id)
+        services.redis.zadd("jobs:queued:gen.tiny", {new.task_id: 1})
+    for _ in range(3):
+        Courier(services).sweep()
+    assert len(published) == 3
+
+
+def test_a_queued_id_without_a_record_is_forgotten(services, published):
+    services.redis.zadd("jobs:queued:gen.tiny", {"ghost": 1})
+    courier = Courier(services)
+    for _ in range(3):
+        courier.sweep()
+    assert (services.redis.zscore("jobs:queued:gen.tiny", "ghost"), published) == (None, [])
