@@ -9,8 +9,10 @@ from celery import Celery
 from celery.exceptions import OperationalError
 from kombu import Queue
 from kombu.exceptions import KombuError
+from opentelemetry.trace import SpanKind
 from redis.exceptions import RedisError
 
+from app import tracing
 from app.errors import BrokerUnavailable
 from app.record import Job
 from app.tasks import GENERATE, PUBLISH_TIMEOUT, QUARANTINE
@@ -38,22 +40,33 @@ class Broker:
 
     def publish(self, job: Job) -> None:
         """Send the job's message and wait until the broker has it."""
-        message = job.message()
         try:
-            self._app.send_task(
-                GENERATE,
-                kwargs={"message": message},
-                task_id=job.task_id,
-                queue=job.queue,
-                # Refused rather than dropped where no queue is bound.
-                mandatory=True,
-                confirm_timeout=PUBLISH_TIMEOUT,
-                # What Flower and the events show: the prompt is user data.
-                argsrepr="()",
-                kwargsrepr=f"{{'task_id': '{job.task_id}', 'model_version': '{job.params.model_version}'}}",
-            )
+            # In the job's own trace, whoever publishes: the sweep, or a look at a task whose input has come. Celery's
+            # instrumentation has a span for the sender too, which never ends when the broker is away.
+            with (
+                tracing.continued(job.traceparent),
+                tracing.span(f"send {job.queue}", SpanKind.PRODUCER, task_id=job.task_id),
+            ):
+                self._send(job)
         except _AWAY as error:
             raise BrokerUnavailable("The queue does not take jobs; try again shortly.") from error
+
+    def _send(self, job: Job) -> None:
+        headers: dict[str, str] = {}
+        tracing.inject(headers)
+        self._app.send_task(
+            GENERATE,
+            kwargs={"message": job.message()},
+            task_id=job.task_id,
+            queue=job.queue,
+            headers=headers,
+            # Refused rather than dropped where no queue is bound.
+            mandatory=True,
+            confirm_timeout=PUBLISH_TIMEOUT,
+            # What Flower and the events show: the prompt is user data.
+            argsrepr="()",
+            kwargsrepr=f"{{'task_id': '{job.task_id}', 'model_version': '{job.params.model_version}'}}",
+        )
 
     def check(self) -> None:
         """Make a fresh connection: a held one may be dead."""

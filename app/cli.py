@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 
 import click
 
@@ -25,12 +26,13 @@ def main() -> None:
 @told
 def web() -> int:
     """Serve the HTTP API on WEB_BIND."""
+    _observe()
     # Deferred: a client's command needs neither.
     from app import callers, telemetry
 
     loaded = settings_module.load()
     callers.check_door(loaded)
-    telemetry.setup(loaded, "web")
+    telemetry.logs(loaded, "web")
     callers.greet(loaded)
     # gunicorn takes this process over, so that signals reach it without us between.
     os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(settings_module.CONFIG / "gunicorn.conf.py")])
@@ -42,6 +44,7 @@ def worker() -> int:
     """Run jobs of one queue, one at a time, on one device."""
     # The child's threads wait asleep: spinning, two of them take twenty times as long on cores that are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    _observe()
     from app import worker as role
 
     return role.main(settings_module.load())
@@ -51,9 +54,18 @@ def worker() -> int:
 @told
 def courier() -> int:
     """Sweep: find jobs that nobody looks after and move them on."""
+    _observe()
     from app import courier as role
 
     return role.main(settings_module.load())
+
+
+def _observe() -> None:
+    """What prometheus_client and OpenTelemetry read when they are imported: so before anything that counts is."""
+    if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="darkroom-metrics-")
+    # Attributes by the conventions that are stable now, not by the libraries' older default.
+    os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database")
 
 
 @main.command()

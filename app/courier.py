@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import structlog
 
-from app import alive, telemetry
+from app import alive, metrics, telemetry, tracing
+from app.census import Census
 from app.errors import BrokerUnavailable, ClaimLost, DarkroomError, DeadlineExceeded, StoreUnavailable, TaskNotFound
 from app.intake import Intake
 from app.services import Services, build
@@ -26,6 +27,8 @@ def main(settings: Settings) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     services = build(settings, "courier")
+    metrics.begin("courier")
+    metrics.serve(settings, Census(services))
     courier = Courier(services)
     # On threads of its own: no receiver's slowness may hold up the sweep.
     deliveries = threading.Thread(target=Dispatcher(services).run, args=(stop,), name="webhooks")
@@ -34,6 +37,8 @@ def main(settings: Settings) -> int:
         courier.sweep_if_first()
         alive.beat(settings)
     deliveries.join()
+    tracing.close()
+    metrics.clear(settings)
     return 0
 
 
@@ -67,12 +72,14 @@ class Courier:
         for queue in self._services.catalogue.queues():
             self._each(self._without_message(queue), self._intake.publish_again)
         self._services.quarantine.collect()
+        metrics.SWEEP.set_to_current_time()
 
     def _each(self, task_ids: list[str], move: Callable[[str], None]) -> None:
         """Do it for each; one job that cannot be moved must not hold up the others, an outage stops the sweep."""
         for task_id in task_ids:
             try:
-                move(task_id)
+                with structlog.contextvars.bound_contextvars(task_id=task_id):
+                    move(task_id)
             except (BrokerUnavailable, StoreUnavailable):
                 raise
             except (ClaimLost, TaskNotFound):
@@ -98,14 +105,17 @@ class Courier:
 
     def _overdue(self, task_id: str) -> None:
         self._services.jobs.fail(task_id, DeadlineExceeded("The job was not done by its deadline."))
+        metrics.SWEPT.labels("deadline_exceeded").inc()
         log.info("sweep.deadline_exceeded", task_id=task_id)
 
     def _lost(self, task_id: str) -> None:
         if self._services.jobs.requeue(task_id):
+            metrics.SWEPT.labels("lease_expired").inc()
             log.warning("sweep.lease_expired", task_id=task_id)
             self._intake.publish_again(task_id)
 
     def _waiting(self, task_id: str) -> None:
         job = self._services.jobs.get(task_id)
         if not self._intake.start_if_uploaded(job) and (job.upload_expires_at or 0) <= self._services.jobs.now():
+            metrics.SWEPT.labels("upload_expired").inc()
             self._intake.give_up_waiting(job)

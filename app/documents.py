@@ -120,6 +120,7 @@ def _fields(job: Job, services: Services) -> dict[str, Any]:
         "params": job.params.model_dump(exclude={"seed", "model_version"}),
         "metrics": job.metrics,
         "error": TaskError(**job.error) if job.error else None,
+        "trace_id": job.trace_id,
         "safety": Safety(**job.safety) if job.safety else None,
         "rerun_of": job.rerun_of,
         "client_ref": job.client_ref,

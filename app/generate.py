@@ -3,13 +3,14 @@
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext, suppress
 from typing import Any, Protocol
 
 import structlog
 from PIL import Image
 
+from app import metrics, tracing
 from app.errors import (
     AttemptsExhausted,
     Canceled,
@@ -81,14 +82,17 @@ class Runner:
 
     def _turn(self, task_id: str, own: Job) -> str:
         token = secrets.token_hex(8)
-        verdict, job = self._claim(task_id, own, token)
-        if job is None:
-            self._close(task_id, verdict)
-        else:
-            verdict = self._attempt(job, token)
-        log.info("job.attempt_ended", task_id=task_id, verdict=verdict)
+        with structlog.contextvars.bound_contextvars(task_id=task_id):
+            verdict, job = self._claim(task_id, own, token)
+            if job is None:
+                self._close(task_id, verdict)
+            else:
+                with tracing.continued(job.traceparent) if task_id != own.task_id else nullcontext():
+                    verdict = self._attempt(job, token)
+            log.info("job.attempt_ended", verdict=verdict)
         return verdict
 
+    @tracing.span("job.claim")
     def _claim(self, task_id: str, own: Job, token: str) -> tuple[str, Job | None]:
         """The verdict, and the job when it is ours now. A record that is lost is made again from its message."""
         jobs, limit = self._services.jobs, self._services.settings.max_attempts
@@ -117,10 +121,15 @@ class Runner:
 
     def _attempt(self, job: Job, token: str) -> str:
         """Do the work under a lease; whatever ends it is on the record before it goes on to Celery."""
+        model = job.params.model_version
+        metrics.ATTEMPTS.labels(model).inc()
+        metrics.QUEUE_WAIT.labels(model).observe((job.started_at or 0) - (job.queued_at or 0))
         try:
-            self._work_under_lease(job, token)
+            with tracing.span("job.attempt", task_id=job.task_id, model_version=model, attempt=job.attempt):
+                self._work_under_lease(job, token)
             return "succeeded"
         except ClaimLost:
+            metrics.CLAIMS_LOST.labels(model).inc()
             return "claim_lost"
 
     def _work_under_lease(self, job: Job, token: str) -> None:
@@ -170,6 +179,7 @@ class Runner:
         clock.lap("upload_ms")
         self._succeed(job, lease, images, clock.laps)
 
+    @tracing.span("job.load_model")
     def _model(self, job: Job) -> Model:
         try:
             return self._models[job.params.model_version]
@@ -184,6 +194,7 @@ class Runner:
         """The mask, in grey; None when the job has none."""
         return decode_mask(self._fetched(job.params.mask_url, "mask")) if job.params.mask_url else None
 
+    @tracing.span("job.fetch_input")
     def _fetched(self, url: str, what: str) -> bytes:
         settings = self._services.settings
         data = self._services.storage.get(name_in(settings.storage_url, url), settings.upload_max_bytes)
@@ -191,14 +202,16 @@ class Runner:
             raise InputInvalid(f"The {what} is not there.")
         return data
 
+    @tracing.span("job.inference")
     def _generate(
         self, model: Model, source: Image.Image | None, mask: Image.Image | None, job: Job, lease: Lease
     ) -> list[Picture]:
         masks = () if mask is None else (mask,)
         window = Window(Previews(self._services.redis), job.task_id)
+        advance = _timed(lease.step, job.params.model_version)
 
         def on_step(step: int, steps: int, look: Look | None = None) -> None:
-            lease.step(step, steps)
+            advance(step, steps)
             if look:
                 window.offer(look)
 
@@ -220,6 +233,7 @@ class Runner:
         data = self._services.storage.get(output_name(job.task_id, index), MAX_OUTPUT_BYTES)
         return reread(data, job.params, index) if data else None
 
+    @tracing.span("job.upload")
     def _store(self, job: Job, index: int, picture: Picture) -> dict[str, Any]:
         """Upload one picture; where an earlier attempt came first, its picture is the result."""
         name = output_name(job.task_id, index)
@@ -233,6 +247,7 @@ class Runner:
         size = {"bytes": len(picture.data), "width": picture.width, "height": picture.height}
         return {"index": index, "seed": picture.seed, "name": name, "sha256": picture.sha256, **size}
 
+    @tracing.span("job.finish")
     def _succeed(self, job: Job, lease: Lease, images: list[dict[str, Any]], laps: dict[str, int]) -> None:
         waited = int(1000 * ((job.started_at or 0) - (job.queued_at or 0)))
         result = {
@@ -243,6 +258,15 @@ class Runner:
         if self._services.catalogue.get(job.params.model_version).safety_checker:
             result["safety"] = json.dumps({"flagged": False, "images": [False] * len(images)})
         self._services.jobs.succeed(job.task_id, lease.token, result)
+        self._note(job, laps)
+
+    def _note(self, job: Job, laps: dict[str, int]) -> None:
+        model = job.params.model_version
+        # The client's own time for its upload is not ours.
+        since = job.queued_at if job.upload_seconds else job.created_at
+        metrics.JOB.labels(model).observe(self._services.jobs.now() - (since or 0))
+        for lap, milliseconds in laps.items():
+            metrics.PHASE.labels(model, lap.removesuffix("_ms")).observe(milliseconds / 1000)
 
 
 MAX_OUTPUT_BYTES = 500_000_000
@@ -254,6 +278,19 @@ _NOT_OURS = ("done", "held", "waiting", "missing")
 def _by_signal(stop: SystemExit) -> bool:
     """Whether the worker was told to stop: the pool's signal handler exits with a number that nothing else does."""
     return isinstance(stop.code, int) and -256 < stop.code < 0
+
+
+def _timed(on_step: Callable[[int, int], None], model_version: str) -> Callable[[int, int], None]:
+    """The same, and the seconds since the step before are counted."""
+    last = time.monotonic()
+
+    def step(step: int, steps: int) -> None:
+        nonlocal last
+        last, before = time.monotonic(), last
+        metrics.STEP.labels(model_version).observe(last - before)
+        on_step(step, steps)
+
+    return step
 
 
 class _Stopwatch:

@@ -9,6 +9,7 @@ from typing import Any
 import structlog
 from flask import Flask, Response, g, request
 
+from app import metrics, tracing
 from app.callers import Caller, Callers
 from app.errors import BadRequest
 from app.record import Job
@@ -21,6 +22,7 @@ _PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/compo
 OPEN_ENDPOINTS = {
     "healthz",
     "readyz",
+    "numbers",
     "version",
     "openapi",
     "page.home",
@@ -28,15 +30,20 @@ OPEN_ENDPOINTS = {
     "page.static",
     "page.swagger.static",
 }
+# Others are told as one: a client could make up any number of them.
+_METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"}
 SIGNED_ENDPOINTS = {"files.download", "files.upload"}
 
 
 def register(app: Flask, callers: Callers) -> None:
     """Hang the common parts on the app."""
+    tracing.instrument(app)
     app.before_request(_identify)
     app.before_request(_authenticator(callers))
     app.before_request(_parse)
     app.after_request(_label)
+    # The thread's next request may fail before it has an id of its own.
+    app.teardown_request(lambda _: structlog.contextvars.clear_contextvars())
 
 
 def refusal(status: int) -> dict[str, Any]:
@@ -74,7 +81,8 @@ def _identify() -> None:
     given = request.headers.get("X-Request-ID", "")
     g.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
     structlog.contextvars.clear_contextvars()
-    structlog.contextvars.bind_contextvars(request_id=g.request_id)
+    named = {name: value for name, value in (request.view_args or {}).items() if name == "task_id"}
+    structlog.contextvars.bind_contextvars(request_id=g.request_id, **named)
 
 
 def _authenticator(callers: Callers) -> Callable[[], None]:
@@ -98,12 +106,16 @@ def _parse() -> None:
 
 
 def _label(response: Response) -> Response:
-    milliseconds = round(1000 * (time.monotonic() - g.started), 1) if "started" in g else None
-    # The route, not the path: paths carry signed tokens.
-    log.info(
-        "request", method=request.method, route=str(request.url_rule), status=response.status_code, ms=milliseconds
-    )
+    seconds = time.monotonic() - g.get("started", time.monotonic())
+    # The route, not the path: paths carry signed tokens, and are without number.
+    route = request.url_rule.rule if request.url_rule else ""
+    method = request.method if request.method in _METHODS else "_OTHER"
+    tracing.name_request(method, route)
+    metrics.HTTP_REQUEST.labels(method, route, response.status_code).observe(seconds)
+    log.info("request", method=method, route=route, status=response.status_code, ms=round(1000 * seconds, 1))
     response.headers["X-Request-ID"] = g.get("request_id", "")
+    if parent := tracing.traceparent():
+        response.headers["traceparent"] = parent
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Cache-Control", "no-store")
     return response

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from app import webhooks
+from app import metrics, tracing, webhooks
 from app.callers import Caller
 from app.errors import (
     BrokerUnavailable,
@@ -74,6 +74,7 @@ class Intake:
         self._check_verdict(accepted.verdict, job, caller)
         if job.phase is Phase.QUEUED:
             self._publish_or_undo(job)
+        _note(job)
         return Submission(self._services.jobs.get(job.task_id), notice=notice)
 
     def rerun(self, job: Job, caller: Caller) -> Job:
@@ -83,6 +84,7 @@ class Intake:
         accepted = self._services.jobs.create(again, self._terms(None, caller, ""))
         self._check_verdict(accepted.verdict, again, caller)
         self._publish_or_undo(again)
+        _note(again)
         return self._services.jobs.get(again.task_id)
 
     def upload(self, job: Job) -> SignedUpload | None:
@@ -178,6 +180,7 @@ class Intake:
             max_attempts=self._services.settings.max_attempts,
             deadline_seconds=deadline,
             caller=caller.name,
+            traceparent=tracing.traceparent(),
             **more,
         )
 
@@ -230,6 +233,12 @@ class Intake:
             log.warning("job.publish_postponed", task_id=job.task_id)
         else:
             self._services.jobs.confirm(job.task_id)
+
+
+def _note(job: Job) -> None:
+    """The job is accepted; from here on the request's lines tell its id."""
+    metrics.JOBS_SUBMITTED.labels(job.params.model_version).inc()
+    structlog.contextvars.bind_contextvars(task_id=job.task_id)
 
 
 def _webhook(source: GenerateRequest | Job) -> dict[str, Any]:

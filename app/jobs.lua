@@ -48,7 +48,7 @@ local enter = {
   end,
   DONE = function()
     stamp('finished_at')
-    unindex('leases', 'deadlines', 'open:' .. get('caller'))
+    unindex('leases', 'deadlines', 'open:' .. get('caller'), 'model:' .. get('model_version'))
     redis.call('HDEL', key, 'lease', 'step', 'steps')
     announce('completed')
   end,
@@ -111,6 +111,7 @@ function moves.create()
   index('open:' .. caller, now + time('deadline_seconds'))
   index('of:' .. caller, now)
   redis.call('EXPIRE', 'jobs:of:' .. caller, ARGV[8])
+  index('model:' .. get('model_version'), now + time('deadline_seconds'))
   stamp('created_at')
   put('deadline_at', string.format('%.3f', now + time('deadline_seconds')))
   if get('upload_seconds') then put('upload_expires_at', string.format('%.3f', now + time('upload_seconds'))) end
@@ -130,7 +131,8 @@ end
 -- a message that got through all the same find nothing to do.
 function moves.discard()
   if get('phase') ~= 'QUEUED' then return {'kept'} end
-  unindex('unconfirmed', 'deadlines', 'queued:' .. get('queue'), 'open:' .. get('caller'), 'of:' .. get('caller'))
+  unindex('unconfirmed', 'deadlines', 'queued:' .. get('queue'), 'open:' .. get('caller'), 'of:' .. get('caller'),
+    'model:' .. get('model_version'))
   if get('ticket') then redis.call('DEL', 'idempotency:' .. get('ticket')) end
   redis.call('DEL', key)
   put('phase', 'DONE', 'discarded', '1')
@@ -216,6 +218,12 @@ function moves.requeue()
   return {'queued'}
 end
 
+-- How many jobs of a model ended how, since there is this Redis: each one once, whoever ends it (census.py).
+local function count()
+  local outcome = get('status') == 'SUCCEEDED' and 'succeeded' or cjson.decode(get('error')).code
+  redis.call('HINCRBY', 'jobs:finished', get('model_version') .. ' ' .. outcome, 1)
+end
+
 -- The end. `token` is '' for those who decide over the owner's head; ...: field, value, ... of the result.
 local function finish(token, status, seconds, quarantine, ...)
   local phase = get('phase')
@@ -235,6 +243,7 @@ local function finish(token, status, seconds, quarantine, ...)
     redis.call('ZREMRANGEBYSCORE', 'jobs:quarantine', '-inf', now - seconds)
     index('quarantine', now)
   end
+  count()
   redis.call('EXPIRE', key, seconds + 86400)
   tell()
   return {'finished'}

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
+from app import tracing
 from app.errors import InvalidRequest, RequestError
 from app.schemas import FieldError, Problem
 
@@ -71,7 +72,7 @@ def _answer(status: int, code: str, title: str, detail: str, errors: list[dict[s
         detail=detail,
         instance=request.path,
         code=code,
-        trace_id=g.get("request_id") or uuid.uuid4().hex,
+        trace_id=tracing.trace_id() or g.get("request_id") or uuid.uuid4().hex,
         errors=[FieldError(**e) for e in errors or []],
     )
     return Response(problem.model_dump_json(), status, mimetype="application/problem+json")

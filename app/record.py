@@ -73,10 +73,16 @@ class Job:
     client_ref: str | None = None
     caller: str = "anonymous"
     rerun_of: str | None = None
+    traceparent: str | None = None
     cancel: bool = False
     webhook_url: str | None = field(default=None, repr=False)
     webhook_events: list[str] = field(default_factory=list)
     deliveries: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def trace_id(self) -> str | None:
+        """The trace of the request that made it, which its worker and its webhook continue."""
+        return self.traceparent.split("-")[1] if self.traceparent else None
 
     def message(self) -> dict[str, Any]:
         """What travels through the broker: enough to make a lost record again."""
@@ -88,6 +94,7 @@ class Job:
             "client_ref": self.client_ref,
             "caller": self.caller,
             "rerun_of": self.rerun_of,
+            "traceparent": self.traceparent,
             "webhook_url": self.webhook_url,
             "webhook_events": self.webhook_events,
             **self.params.model_dump(),
@@ -102,8 +109,8 @@ class Job:
 
 # What of a message is the job's own; the rest are its parameters.
 _OWN = (
-    "task_id", "queue", "deadline_seconds", "max_attempts", "client_ref", "caller", "rerun_of", "webhook_url",
-    "webhook_events",
+    "task_id", "queue", "deadline_seconds", "max_attempts", "client_ref", "caller", "rerun_of", "traceparent",
+    "webhook_url", "webhook_events",
 )  # fmt: skip
 _TIMES = {
     "created_at", "queued_at", "started_at", "finished_at", "expires_at", "deadline_at", "upload_expires_at",
@@ -111,7 +118,7 @@ _TIMES = {
 }  # fmt: skip
 _COUNTS = {"version", "attempt", "max_attempts", "step", "steps"}
 _DOCUMENTS = {"attempts", "images", "metrics", "error", "safety", "webhook_events", "deliveries"}
-_TEXTS = {"queue", "worker_version", "client_ref", "caller", "rerun_of", "webhook_url"}
+_TEXTS = {"queue", "worker_version", "client_ref", "caller", "rerun_of", "traceparent", "webhook_url"}
 
 
 def from_record(task_id: str, record: dict[str, str]) -> Job:
@@ -143,6 +150,7 @@ def to_record(job: Job) -> dict[str, str | int | float]:
         "client_ref": job.client_ref,
         "caller": job.caller,
         "rerun_of": job.rerun_of,
+        "traceparent": job.traceparent,
         "webhook_url": job.webhook_url,
         "webhook_events": json.dumps(job.webhook_events) if job.webhook_url else None,
     }

@@ -280,6 +280,7 @@ class Task(_Answer):
     params: dict[str, Any]
     metrics: dict[str, int]
     error: TaskError | None
+    trace_id: Annotated[str | None, Field(description="Under which traces and logs know it.")]
     safety: Safety | None
     rerun_of: str | None
     client_ref: str | None

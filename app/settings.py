@@ -135,6 +135,20 @@ class Settings(BaseSettings):
         False, description="For development: webhooks may go to `http://`, to this machine and to private networks."
     )
     alive_file: str = Field("", description="A file that worker and courier touch every few seconds while they live.")
+    metrics_bind: str = Field(
+        "",
+        pattern=r"^$|:\d+$",
+        description="Where worker and courier tell Prometheus their numbers, `host:port`; without it nowhere. "
+        "The web tier does at `/metrics`.",
+    )
+    prometheus_multiproc_dir: str = Field(
+        "", description="Folder in which a role's processes keep these numbers; default: a temporary one of its own."
+    )
+    otel_exporter_otlp_endpoint: str = Field(
+        "",
+        description="Where traces go, OTLP over HTTP: `http://collector:4318`; without it nowhere. The other `OTEL_` "
+        "variables of OpenTelemetry's SDK hold too.",
+    )
     log_format: Literal["console", "json"] = Field("json", description="`json` (one ECS document a line) or `console`.")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
         "INFO", description="The least severe line written."

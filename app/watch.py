@@ -14,6 +14,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
+from app import metrics
 from app.jobs import EVENTS
 from app.previews import Previews
 from app.record import Job, Phase
@@ -86,9 +87,11 @@ class Watch:
     def _inbox(self, task_id: str) -> Iterator[Inbox]:
         inbox: Inbox = SimpleQueue()
         self._enter(task_id, inbox)
+        metrics.WAITING_CLIENTS.inc()
         try:
             yield inbox
         finally:
+            metrics.WAITING_CLIENTS.dec()
             self._leave(task_id, inbox)
 
     def _enter(self, task_id: str, inbox: Inbox) -> None:

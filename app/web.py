@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 from flask import Response, redirect, request
 from flask_openapi3 import Info, OpenAPI, Tag
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as BaseResponse
 
-from app import __version__, admin, http, problems, telemetry
+from app import __version__, admin, http, metrics, problems, telemetry
 from app import settings as settings_module
 from app.documents import model_documents, retry_after, submitted_document, task_document
 from app.errors import ModelNotFound, NotReady, TaskNotFound
@@ -249,9 +250,16 @@ def _health(app: OpenAPI, services: Services) -> None:
         """Which Darkroom this is."""
         return answer(Version(version=__version__))
 
+    @app.get("/metrics", tags=[HEALTH], responses={200: {"content": {"text/plain": {}}, "description": "Prometheus."}})
+    def numbers() -> Response:
+        """What all web processes have counted. Not for the public: an ingress has to keep it to itself."""
+        told = generate_latest(metrics.registry(services.settings))
+        return Response(told, content_type=CONTENT_TYPE_LATEST)
+
 
 def make() -> OpenAPI:
     """What gunicorn calls once in each web process."""
     settings = settings_module.load()
     telemetry.setup(settings, "web")
+    metrics.begin("web")
     return create_app(build(settings, "web"))

@@ -11,7 +11,9 @@ import secrets
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -20,10 +22,11 @@ from typing import Any, Literal, cast
 from urllib.parse import urlsplit
 
 import structlog
+from opentelemetry.trace import SpanKind
 from redis import Redis
 from standardwebhooks import Webhook
 
-from app import __version__
+from app import __version__, metrics, tracing
 from app.documents import as_time, task_document
 from app.egress import Answer, Egress, parse
 from app.errors import DarkroomError, EgressError, InvalidRequest, NotReady, TaskExpired, TaskNotFound, WebhookNotFound
@@ -173,6 +176,17 @@ class Outbox:
         return answer
 
 
+@contextmanager
+def _in_trace(job: Job, claim: Claim) -> Iterator[None]:
+    """The delivery as a step of the job's own trace, and the job's id on its lines."""
+    with (
+        structlog.contextvars.bound_contextvars(task_id=job.task_id),
+        tracing.continued(job.traceparent),
+        tracing.span("webhook.deliver", SpanKind.CLIENT, task_id=job.task_id, event=claim.event, attempt=claim.tries),
+    ):
+        yield
+
+
 class Dispatcher:
     """Delivers what is due, several at once. Any number of couriers may do so."""
 
@@ -232,7 +246,9 @@ class Dispatcher:
 
     def _deliver(self, claim: Claim, seats: list[tuple[str, str]]) -> None:
         try:
-            self._try(claim)
+            job = self._services.jobs.get(claim.task_id)
+            with _in_trace(job, claim):
+                self._try(job, claim)
         except (TaskNotFound, TaskExpired):
             # Deleted in between, and its entry goes with it when it is due again.
             log.info("webhook.task_gone", task_id=claim.task_id, webhook_event=claim.event)
@@ -246,19 +262,22 @@ class Dispatcher:
         finally:
             self._rise(seats)
 
-    def _try(self, claim: Claim) -> None:
+    def _try(self, job: Job, claim: Claim) -> None:
         """Send, and note in the record how it went. A failure here changes nothing else of the task."""
-        job = self._services.jobs.get(claim.task_id)
+        started = time.monotonic()
         answer, error = self._send(job, claim)
         status = answer.status if answer else None
         delivered = status is not None and 200 <= status < 300
         again_in = None if delivered or status == 410 else self._pause(claim, answer)
         again = self._outbox.settle(claim, status, None if delivered else error or f"status {status}", again_in)
         told = log.bind(task_id=job.task_id, webhook_event=claim.event, attempt=claim.tries, status=status)
+        outcome = "delivered" if delivered else "postponed" if again else "given_up"
+        metrics.WEBHOOK.labels(outcome).observe(time.monotonic() - started)
         if delivered:
             told.info("webhook.delivered")
         else:
-            told.warning("webhook.postponed" if again else "webhook.given_up", reason=error)
+            tracing.failed(outcome)
+            told.warning(f"webhook.{outcome}", reason=error)
 
     def _pause(self, claim: Claim, answer: Answer | None) -> float:
         """Our own pause, or a longer one that the receiver asks for."""
@@ -270,6 +289,7 @@ class Dispatcher:
         body = self._body(job, claim.event)
         headers = sign(self._services.settings.webhook_secret.get_secret_value(), claim.entry, body)
         headers |= {"Content-Type": "application/json", "User-Agent": f"Darkroom/{__version__}"}
+        headers |= {"traceparent": parent} if (parent := tracing.traceparent()) else {}
         try:
             left = claim.until - time.monotonic()
             return self._egress.post(job.webhook_url or "", body.encode(), headers, left), None

@@ -20,7 +20,7 @@ from celery import bootsteps, signals
 from celery.platforms import EX_FAILURE, EX_OK
 from celery.worker import state as celery_state
 
-from app import alive, telemetry
+from app import alive, metrics, telemetry, tracing
 from app import settings as settings_module
 from app.errors import DeviceLost, GpuOutOfMemory, ModelLoadFailed, SettingsError, StoreUnavailable
 from app.generate import Runner
@@ -112,6 +112,8 @@ def main(settings: Settings) -> int:
     """Run a worker until it is told to stop; the exit status."""
     telemetry.setup(settings, "worker")
     services = build(settings, "worker")
+    metrics.begin("worker")
+    metrics.serve(settings)
     queue = settings.worker_queue or services.catalogue.default.queue
     if not services.catalogue.on_queue(queue):
         raise SettingsError(f"WORKER_QUEUE: no model of the catalogue is on {queue}")
@@ -125,6 +127,7 @@ def main(settings: Settings) -> int:
     signals.worker_shutting_down.connect(lambda **_: _leave_within(settings.worker_grace, worker), weak=False)
     worker.start()
     services.workers.leave(name)
+    metrics.clear(settings)
     # A step that gives up says why; Celery keeps that as the exit code.
     if isinstance(worker.exitcode, str):
         raise ModelLoadFailed(worker.exitcode)
@@ -180,6 +183,18 @@ def _end_when_failed(services: Services, name: str) -> None:
 @signals.setup_logging.connect(weak=False)
 def _keep_our_logs(**_: Any) -> None:
     """Celery leaves logging alone when this signal has a receiver; telemetry.setup has done it."""
+
+
+@signals.task_received.connect(weak=False)
+def _tell_of_task(request: Any, **_: Any) -> None:
+    """In the parent: the message is here. The child's lines follow in the same trace."""
+    with tracing.continued(request.request_dict.get("traceparent")):
+        log.info("task.received", task_id=request.id)
+
+
+@signals.worker_process_shutdown.connect(weak=False)
+def _end_child(**_: Any) -> None:
+    tracing.close()
 
 
 @signals.worker_process_init.connect(weak=False)

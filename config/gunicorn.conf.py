@@ -1,6 +1,8 @@
 """How gunicorn runs the web tier. Every value that a deployment may want to change is a setting (config/README.md)."""
 
-from app import settings, telemetry
+from typing import Any
+
+from app import metrics, settings, telemetry
 from app.serving import DrainingWorker
 
 _settings = settings.load()
@@ -24,3 +26,13 @@ max_requests = 0
 control_socket_disable = True
 logconfig_dict = telemetry.config(_settings, "web")
 proc_name = "darkroom-web"
+
+
+def child_exit(_: Any, worker: Any) -> None:
+    """gunicorn's hook in its master: a web process is gone."""
+    metrics.forget(_settings, worker.pid)
+
+
+def on_exit(_: Any) -> None:
+    """gunicorn's hook in its master: all web processes are gone."""
+    metrics.clear(_settings)

@@ -76,10 +76,10 @@ def picture(size=(64, 64), colour="red", mode="RGB", kind="PNG", **options):
 
 
 def indexes(redis, task_id):
-    """The names of the indexes of work that hold this id; those of the caller's tasks, `of` and `open`, left out."""
+    """The names of the indexes of work that hold this id; those that only count, `of`, `open` and `model`, left out."""
     names = (name for name in redis.scan_iter("jobs:*") if redis.type(name) == "zset")
     found = {name.removeprefix("jobs:") for name in names if redis.zscore(name, task_id) is not None}
-    return {name for name in found if not name.startswith(("of:", "open:"))}
+    return {name for name in found if not name.startswith(("of:", "open:", "model:"))}
 
 
 def pass_time(redis, task_id, field, index):

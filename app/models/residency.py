@@ -14,6 +14,7 @@ from typing import Any
 import structlog
 from PIL import Image
 
+from app import metrics
 from app.errors import DeviceLost, GpuOutOfMemory
 from app.generate import Model, OnStep
 from app.models import devices, pipelines, sources
@@ -105,6 +106,8 @@ class Residents(Mapping[str, Model]):
         self._held[spec.model_version] = _Resident(
             model, state.weights_bytes, lambda: self._evict_all(spec.model_version)
         )
+        metrics.MODEL_LOAD.labels(state.model_version).observe(state.load_seconds)
+        metrics.DEVICE_MEMORY.labels(state.device).set(state.process_bytes)
         log.info("model.loaded", **asdict(state))
 
     def _expected_bytes(self, spec: ModelSpec) -> int:

@@ -24,7 +24,7 @@ def written(settings):
     handlers, level = root.handlers[:], root.level
 
     def set_up(**changes):
-        telemetry.setup(settings.model_copy(update=changes), "web")
+        telemetry.logs(settings.model_copy(update=changes), "web")
         text = io.StringIO()
         [handler] = [handler for handler in root.handlers if handler not in handlers]
         handler.setStream(text)
@@ -49,7 +49,8 @@ def test_our_own_lines_carry_the_fields_of_ecs(lines):
     [line] = lines()
     assert line["message"] == "thing.happened"
     assert (line["log.level"], line["service"]["name"], line["ecs.version"]) == ("info", "darkroom-web", "1.6.0")
-    assert (line["task_id"], line["ms"], line["logger"]) == ("7", 1.5, "darkroom.test")
+    assert (line["darkroom"], line["event"]["duration"]) == ({"task_id": "7"}, 1_500_000)
+    assert (line["log"]["logger"], line["event"]["action"]) == ("darkroom.test", "thing.happened")
     assert line["@timestamp"].endswith("Z")
 
 
@@ -117,7 +118,8 @@ def test_no_line_of_a_whole_run_holds_the_prompt(services, lines, error):
     told = lines()
     assert told
     assert PROMPT not in json.dumps(told)
-    assert any(line.get("task_id") == new.task_id for line in told) or isinstance(error, GpuOutOfMemory)
+    ids = {line["darkroom"]["task_id"] for line in told if "darkroom" in line}
+    assert ids == {new.task_id} or isinstance(error, GpuOutOfMemory)
 
 
 def test_no_line_of_a_whole_request_holds_the_prompt_or_a_signed_url(services, lines):
@@ -129,7 +131,8 @@ def test_no_line_of_a_whole_request_holds_the_prompt_or_a_signed_url(services, l
     client.post("/generate", json={"prompt": PROMPT, "width": 1})
     client.post("/generate", data=json.dumps({"prompt": PROMPT})[:-1], content_type="application/json")
     told = lines()
-    assert [line["status"] for line in told if line["message"] == "request"] == [202, 200, 200, 422, 400]
+    statuses = [line["http"]["response"]["status_code"] for line in told if line["message"] == "request"]
+    assert statuses == [202, 200, 200, 422, 400]
     assert PROMPT not in json.dumps(told)
     assert path.split("/")[2] not in json.dumps(told)
 
@@ -148,7 +151,8 @@ def test_not_even_a_fault_of_ours_logs_the_prompt(services, lines):
 def test_a_line_tells_the_request_that_it_belongs_to(services, lines):
     create_app(services).test_client().get("/healthz", headers={"X-Request-ID": "mine"})
     [line] = [line for line in lines() if line["message"] == "request"]
-    assert (line["request_id"], line["route"], line["method"], line["status"]) == ("mine", "/healthz", "GET", 200)
+    assert line["http"] == {"request": {"id": "mine", "method": "GET"}, "response": {"status_code": 200}}
+    assert line["darkroom"] == {"route": "/healthz"}
 
 
 def test_gunicorn_writes_no_lines_with_paths(settings):
