@@ -1,0 +1,58 @@
+terraform {
+  required_version = ">= 1.9"
+  required_providers {
+    google = {
+      source  = "hashicorp/google"
+      version = "~> 8.0"
+    }
+  }
+  # Holds the store's password: readable by those who deploy, and by nobody else. `terraform init -backend-config=bucket=NAME`
+  backend "gcs" {
+    prefix = "darkroom/dev"
+  }
+}
+
+provider "google" {
+  project = var.project
+  region  = var.region
+}
+
+module "darkroom" {
+  source         = "../../modules/stack"
+  project        = var.project
+  region         = var.region
+  domain         = var.domain
+  host           = var.host
+  worker_version = var.worker_version
+  admin_ranges   = var.admin_ranges
+  ssh_ranges     = var.ssh_ranges
+  name           = "darkroom-dev"
+  protect        = false
+  nodes          = { machine_type = "e2-standard-2", min = 3, max = 4 }
+  redis          = { memory_gb = 1, highly_available = false }
+  workers = {
+    queue        = "gen.sdturbo"
+    machine_type = "n1-standard-4"
+    gpu_type     = "nvidia-tesla-t4"
+    gpus         = 1
+    spot         = true
+    min          = 1
+    max          = 1
+  }
+}
+
+output "helm_values" {
+  value = module.darkroom.helm_values
+}
+
+output "cluster" {
+  value = module.darkroom.cluster
+}
+
+output "worker_group" {
+  value = module.darkroom.worker_group
+}
+
+output "name_servers" {
+  value = module.darkroom.name_servers
+}

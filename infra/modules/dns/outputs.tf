@@ -1,0 +1,16 @@
+output "ingress_address" {
+  value = google_compute_address.ingress.address
+}
+
+output "broker_address" {
+  value = google_compute_address.broker.address
+}
+
+output "broker_host" {
+  value = trimsuffix(google_dns_record_set.broker.name, ".")
+}
+
+output "name_servers" {
+  description = "What the domain's registrar must name."
+  value       = google_dns_managed_zone.public.name_servers
+}

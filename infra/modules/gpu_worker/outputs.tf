@@ -1,0 +1,8 @@
+output "group" {
+  description = "For infra/ci/deploy-worker."
+  value       = google_compute_region_instance_group_manager.this.name
+}
+
+output "metrics_ports" {
+  value = concat([for gpu in range(var.gpus) : 9464 + gpu], [9100, 9400])
+}

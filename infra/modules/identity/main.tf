@@ -1,0 +1,65 @@
+# One account a role, each with what app/storage.py does in that role and nothing else.
+
+locals {
+  # Without `list`, a missing object is answered 403 and not 404.
+  permissions = {
+    web     = ["storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list"]
+    courier = ["storage.objects.get", "storage.objects.list"]
+    worker  = ["storage.objects.create", "storage.objects.get", "storage.objects.list"]
+  }
+  # In the cluster; workers on machines of their own run as the account directly.
+  in_cluster = toset(["web", "courier", "worker"])
+  # What a machine writes about itself.
+  telling = ["roles/logging.logWriter", "roles/monitoring.metricWriter"]
+}
+
+resource "google_service_account" "roles" {
+  for_each = local.permissions
+
+  account_id   = "${var.name}-${each.key}"
+  display_name = "Darkroom ${each.key}"
+}
+
+resource "google_service_account" "nodes" {
+  account_id   = "${var.name}-nodes"
+  display_name = "Darkroom's GKE nodes"
+}
+
+resource "google_project_iam_custom_role" "objects" {
+  for_each = local.permissions
+
+  role_id     = replace("${var.name}_${each.key}_objects", "-", "_")
+  title       = "Darkroom ${each.key}: its objects"
+  permissions = each.value
+}
+
+resource "google_service_account_iam_member" "workload_identity" {
+  for_each = local.in_cluster
+
+  service_account_id = google_service_account.roles[each.key].name
+  role               = "roles/iam.workloadIdentityUser"
+  member             = "serviceAccount:${var.workload_pool}[${var.namespace}/darkroom-${each.key}]"
+}
+
+# The web tier signs URLs as itself, and as nobody else.
+resource "google_service_account_iam_member" "signs" {
+  service_account_id = google_service_account.roles["web"].name
+  role               = "roles/iam.serviceAccountTokenCreator"
+  member             = google_service_account.roles["web"].member
+}
+
+resource "google_project_iam_member" "nodes" {
+  for_each = toset(concat(local.telling, ["roles/monitoring.viewer", "roles/stackdriver.resourceMetadata.writer"]))
+
+  project = var.project
+  role    = each.key
+  member  = google_service_account.nodes.member
+}
+
+resource "google_project_iam_member" "worker" {
+  for_each = toset(local.telling)
+
+  project = var.project
+  role    = each.key
+  member  = google_service_account.roles["worker"].member
+}

@@ -1,0 +1,3 @@
+output "ids" {
+  value = { for key, secret in google_secret_manager_secret.this : key => secret.secret_id }
+}

@@ -1,0 +1,97 @@
+# The parts of one deployment, wired. envs/ has one root for each, with its sizes.
+
+module "network" {
+  source        = "../network"
+  name          = var.name
+  region        = var.region
+  ranges        = var.ranges
+  ssh_ranges    = var.ssh_ranges
+  metrics_ports = module.workers.metrics_ports
+}
+
+module "cluster" {
+  source              = "../cluster"
+  project             = var.project
+  name                = var.name
+  region              = var.region
+  network             = module.network.id
+  subnetwork          = module.network.nodes
+  node_account        = module.identity.nodes
+  admin_ranges        = var.admin_ranges
+  nodes               = var.nodes
+  deletion_protection = var.protect
+}
+
+module "identity" {
+  source  = "../identity"
+  project = var.project
+  name    = var.name
+  # By its name and not from the cluster, whose nodes run as an account of this module.
+  workload_pool = "${var.project}.svc.id.goog"
+}
+
+module "bucket" {
+  source        = "../bucket"
+  name          = "${var.project}-${var.name}-pictures"
+  location      = var.region
+  result_ttl    = var.result_ttl
+  origins       = ["https://${var.host}"]
+  members       = module.identity.bucket_members
+  notify        = var.notify_uploads
+  force_destroy = !var.protect
+}
+
+module "redis" {
+  source           = "../redis"
+  name             = var.name
+  region           = var.region
+  network          = module.network.managed
+  memory_gb        = var.redis.memory_gb
+  highly_available = var.redis.highly_available
+  protect          = var.protect
+}
+
+module "secrets" {
+  source = "../secrets"
+  name   = var.name
+  secrets = { for name in ["broker-url", "redis-url", "ca", "redis-ca"] :
+  name => ["serviceAccount:${module.identity.emails["worker"]}"] }
+  known  = ["redis-url", "redis-ca"]
+  values = { redis-url = module.redis.url, redis-ca = module.redis.ca }
+}
+
+module "registry" {
+  source  = "../registry"
+  name    = "${var.name}-hub"
+  region  = var.region
+  readers = { nodes = module.identity.nodes, worker = module.identity.emails["worker"] }
+}
+
+module "dns" {
+  source     = "../dns"
+  name       = var.name
+  region     = var.region
+  network    = module.network.id
+  subnetwork = module.network.nodes
+  domain     = var.domain
+  host       = var.host
+}
+
+module "workers" {
+  source         = "../gpu_worker"
+  name           = "${var.name}-worker"
+  region         = var.region
+  subnetwork     = module.network.workers
+  account        = module.identity.emails["worker"]
+  image          = "${module.registry.host}/${var.images}-worker"
+  worker_version = var.worker_version
+  queue          = var.workers.queue
+  secret_prefix  = var.name
+  storage_url    = module.bucket.url
+  result_ttl     = var.result_ttl
+  machine_type   = var.workers.machine_type
+  gpu_type       = var.workers.gpu_type
+  gpus           = var.workers.gpus
+  spot           = var.workers.spot
+  machines       = { min = var.workers.min, max = var.workers.max }
+}

@@ -1,0 +1,37 @@
+output "cluster" {
+  value = module.cluster.name
+}
+
+output "ranges" {
+  value = module.network.ranges
+}
+
+output "worker_group" {
+  value = module.workers.group
+}
+
+output "name_servers" {
+  value = module.dns.name_servers
+}
+
+# What the chart needs to know: `terraform output -json helm_values` is a file for `helm upgrade -f` (JSON is YAML).
+output "helm_values" {
+  value = {
+    image   = { registry = "${module.registry.host}/${split("/", var.images)[0]}" }
+    storage = { url = module.bucket.url }
+    settings = {
+      RESULT_TTL = var.result_ttl
+    }
+    ingress = { host = var.host }
+    redis   = { external = { egress = [{ cidr = module.network.ranges.managed, port = 6378 }] } }
+    rabbitmq = {
+      internalLoadBalancer = {
+        enabled      = true
+        address      = module.dns.broker_address
+        hostname     = ""
+        sourceRanges = [module.network.ranges.workers]
+      }
+    }
+    serviceAccounts = { for role, email in module.identity.emails : role => { "iam.gke.io/gcp-service-account" = email } }
+  }
+}

@@ -1,0 +1,248 @@
+# The parts are wired as the application needs them, and wrong wishes are refused before anything is made.
+
+mock_provider "google" {}
+
+variables {
+  project        = "a-project"
+  region         = "europe-west4"
+  domain         = "example.com"
+  host           = "darkroom.example.com"
+  worker_version = "0.1.0-1234567"
+  admin_ranges   = { jenkins = "192.0.2.10/32" }
+  nodes          = { machine_type = "e2-standard-4", min = 3, max = 8 }
+  redis          = { memory_gb = 5, highly_available = true }
+  workers = {
+    queue        = "gen.sdxl"
+    machine_type = "g2-standard-8"
+    gpu_type     = "nvidia-l4"
+    gpus         = 2
+    spot         = false
+    min          = 2
+    max          = 8
+  }
+}
+
+run "the_whole" {
+  command = apply
+
+  assert {
+    condition     = output.helm_values.storage.url == "gs://a-project-darkroom-pictures"
+    error_message = "The chart must be told the bucket that was made."
+  }
+  assert {
+    condition     = output.helm_values.rabbitmq.internalLoadBalancer.sourceRanges == [output.ranges.workers]
+    error_message = "Only the workers' network may reach the broker from outside."
+  }
+  assert {
+    condition     = output.helm_values.settings.RESULT_TTL == 604800
+    error_message = "The application and the bucket must keep pictures equally long."
+  }
+}
+
+run "the_network" {
+  command = apply
+  module { source = "../network" }
+  variables {
+    name          = "darkroom"
+    ssh_ranges    = ["192.0.2.10/32"]
+    metrics_ports = [9464, 9465, 9100, 9400]
+  }
+
+  assert {
+    condition     = !contains(google_compute_firewall.ssh.source_ranges, "0.0.0.0/0")
+    error_message = "SSH must not be open to the world."
+  }
+  assert {
+    condition     = google_compute_firewall.metrics.source_ranges == toset([var.ranges.pods])
+    error_message = "Only the pods scrape the workers."
+  }
+  assert {
+    condition     = one(google_compute_firewall.metrics.allow).ports == tolist(["9464", "9465", "9100", "9400"])
+    error_message = "Each worker of a machine has a port of its own."
+  }
+  assert {
+    condition     = google_compute_subnetwork.nodes.private_ip_google_access
+    error_message = "Private nodes must reach Google's own services."
+  }
+}
+
+run "the_bucket" {
+  command = apply
+  module { source = "../bucket" }
+  variables {
+    name       = "pictures"
+    location   = "europe-west4"
+    result_ttl = 172800
+    origins    = ["https://darkroom.example.com"]
+    members    = { web = { role = "projects/p/roles/web", member = "serviceAccount:web@p" } }
+  }
+
+  assert {
+    condition     = one([for rule in google_storage_bucket.this.lifecycle_rule : one(rule.condition).age if one(rule.action).type == "Delete"]) == 2
+    error_message = "RESULT_TTL in days."
+  }
+  assert {
+    condition     = google_storage_bucket.this.public_access_prevention == "enforced" && google_storage_bucket.this.uniform_bucket_level_access
+    error_message = "Nobody but the roles."
+  }
+  assert {
+    condition     = one(google_storage_bucket.this.cors).origin == tolist(["https://darkroom.example.com"])
+    error_message = "The page uploads from its own address."
+  }
+  assert {
+    condition     = length(google_storage_notification.uploads) == 0
+    error_message = "Notifications are for whoever wants them."
+  }
+}
+
+run "the_accounts" {
+  command = apply
+  module { source = "../identity" }
+  variables {
+    name          = "darkroom"
+    workload_pool = "a-project.svc.id.goog"
+  }
+
+  assert {
+    condition     = google_service_account_iam_member.signs.service_account_id == google_service_account.roles["web"].name
+    error_message = "Only the web tier signs, and only as itself."
+  }
+  assert {
+    condition     = !contains(google_project_iam_custom_role.objects["worker"].permissions, "storage.objects.delete")
+    error_message = "A worker deletes nothing."
+  }
+  assert {
+    condition     = !contains(google_project_iam_custom_role.objects["courier"].permissions, "storage.objects.create")
+    error_message = "The courier writes no pictures."
+  }
+  assert {
+    condition     = google_service_account_iam_member.workload_identity["web"].member == "serviceAccount:a-project.svc.id.goog[darkroom/darkroom-web]"
+    error_message = "The chart's account of the web tier is who may be it."
+  }
+}
+
+run "the_workers" {
+  command = apply
+  module { source = "../gpu_worker" }
+  variables {
+    name          = "darkroom-worker"
+    subnetwork    = "workers"
+    account       = "worker@p"
+    image         = "hub/darkroom/darkroom-worker"
+    queue         = "gen.sdxl"
+    secret_prefix = "darkroom"
+    storage_url   = "gs://pictures"
+    result_ttl    = 604800
+    gpus          = 2
+    machines      = { min = 2, max = 8 }
+  }
+
+  assert {
+    condition     = length(one(google_compute_region_instance_template.this.network_interface).access_config) == 0
+    error_message = "A worker has no public address."
+  }
+  assert {
+    condition     = strcontains(google_compute_region_instance_template.this.metadata["user-data"], "darkroom-worker@1.service")
+    error_message = "Each GPU has a worker."
+  }
+  assert {
+    condition     = strcontains(google_compute_region_instance_template.this.metadata["user-data"], base64encode("0.1.0-1234567\n"))
+    error_message = "A new machine begins with the version it was told."
+  }
+  assert {
+    condition     = one(one(google_compute_region_autoscaler.this.autoscaling_policy).metric).single_instance_assignment == 8
+    error_message = "Four jobs for each GPU."
+  }
+  assert {
+    condition     = one(google_compute_region_instance_template.this.scheduling).on_host_maintenance == "TERMINATE"
+    error_message = "A machine with a GPU cannot be moved."
+  }
+}
+
+run "the_store" {
+  command = apply
+  module { source = "../redis" }
+  variables {
+    name      = "darkroom"
+    network   = "managed"
+    memory_gb = 1
+  }
+
+  assert {
+    condition     = google_redis_instance.this.auth_enabled && google_redis_instance.this.transit_encryption_mode == "SERVER_AUTHENTICATION"
+    error_message = "Password and TLS."
+  }
+  assert {
+    condition     = google_redis_instance.this.redis_configs["maxmemory-policy"] == "noeviction"
+    error_message = "Nothing of a job is dropped."
+  }
+}
+
+# ---- Refusals
+
+run "kubernetes_open_to_the_world" {
+  command = plan
+  module { source = "../cluster" }
+  variables {
+    name         = "darkroom"
+    network      = "n"
+    subnetwork   = "s"
+    node_account = "nodes@p"
+    admin_ranges = { everybody = "0.0.0.0/0" }
+  }
+  expect_failures = [var.admin_ranges]
+}
+
+run "ssh_open_to_many" {
+  command = plan
+  module { source = "../network" }
+  variables {
+    name       = "darkroom"
+    ssh_ranges = ["10.0.0.0/8"]
+  }
+  expect_failures = [var.ssh_ranges]
+}
+
+run "pictures_for_everybody" {
+  command = plan
+  module { source = "../bucket" }
+  variables {
+    name       = "pictures"
+    location   = "europe-west4"
+    result_ttl = 100
+    origins    = ["*"]
+    members    = { all = { role = "roles/storage.objectViewer", member = "allUsers" } }
+  }
+  expect_failures = [var.result_ttl, var.origins, var.members]
+}
+
+run "workers_without_a_version" {
+  command = plan
+  module { source = "../gpu_worker" }
+  variables {
+    name           = "darkroom-worker"
+    subnetwork     = "workers"
+    account        = "worker@p"
+    image          = "hub/darkroom/darkroom-worker:latest"
+    worker_version = "latest"
+    queue          = "gen.sdxl"
+    secret_prefix  = "darkroom"
+    storage_url    = "file:///pictures"
+    result_ttl     = 604800
+    gpus           = 3
+    machines       = { min = 0, max = 8 }
+  }
+  expect_failures = [var.image, var.worker_version, var.storage_url, var.gpus, var.machines]
+}
+
+run "a_host_of_another_domain" {
+  command = plan
+  module { source = "../dns" }
+  variables {
+    name       = "darkroom"
+    network    = "n"
+    subnetwork = "s"
+    host       = "darkroom.example.org"
+  }
+  expect_failures = [var.host]
+}

@@ -1,0 +1,90 @@
+variable "project" {
+  description = "Google Cloud's project."
+  type        = string
+}
+
+variable "name" {
+  description = "Of the deployment: everything is named after it."
+  type        = string
+  default     = "darkroom"
+}
+
+variable "region" {
+  type = string
+}
+
+variable "ranges" {
+  type    = map(string)
+  default = {}
+}
+
+variable "domain" {
+  type = string
+}
+
+variable "host" {
+  type = string
+}
+
+variable "images" {
+  description = "Docker Hub's account and the beginning of both images' names."
+  type        = string
+  default     = "darkroom/darkroom"
+}
+
+variable "worker_version" {
+  type = string
+}
+
+variable "result_ttl" {
+  description = "RESULT_TTL: records and pictures are kept this long."
+  type        = number
+  default     = 604800
+}
+
+variable "admin_ranges" {
+  type = map(string)
+}
+
+variable "ssh_ranges" {
+  type    = list(string)
+  default = []
+}
+
+variable "nodes" {
+  type = object({
+    machine_type = string
+    min          = number
+    max          = number
+  })
+}
+
+variable "redis" {
+  type = object({
+    memory_gb        = number
+    highly_available = bool
+  })
+}
+
+variable "workers" {
+  type = object({
+    queue        = string
+    machine_type = string
+    gpu_type     = string
+    gpus         = number
+    spot         = bool
+    min          = number
+    max          = number
+  })
+}
+
+variable "notify_uploads" {
+  type    = bool
+  default = false
+}
+
+variable "protect" {
+  description = "The cluster and the pictures cannot be destroyed by a mere `terraform destroy`."
+  type        = bool
+  default     = true
+}
