@@ -130,11 +130,11 @@ class IdempotencyConflict(RequestError):
 
 
 class Unauthorized(RequestError):
-    status, code, title = 401, "invalid_request", "Not authenticated"
+    status, code, title = 401, "unauthorized", "Not authenticated"
 
 
 class Forbidden(RequestError):
-    status, code, title = 403, "invalid_request", "Not allowed"
+    status, code, title = 403, "forbidden", "Not allowed"
 
 
 class RateLimited(RequestError):

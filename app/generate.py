@@ -32,7 +32,6 @@ from app.previews import Look, Previews, Window
 from app.record import Job, Phase
 from app.schemas import Params
 from app.services import Services
-from app.storage import name_in
 
 log = structlog.get_logger("darkroom.generate")
 
@@ -196,8 +195,8 @@ class Runner:
 
     @tracing.span("job.fetch_input")
     def _fetched(self, url: str, what: str) -> bytes:
-        settings = self._services.settings
-        data = self._services.storage.get(name_in(settings.storage_url, url), settings.upload_max_bytes)
+        storage, limit = self._services.storage, self._services.settings.upload_max_bytes
+        data = storage.get(storage.name_of(url), limit)
         if data is None:
             raise InputInvalid(f"The {what} is not there.")
         return data

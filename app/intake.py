@@ -26,11 +26,11 @@ from app.errors import (
     TaskNotFound,
     UploadExpired,
 )
-from app.jobs import Terms
+from app.jobs import Acceptance, Terms
 from app.record import Job, Phase
 from app.schemas import GenerateRequest, Params, resolve
 from app.services import Services
-from app.storage import SignedUpload, name_in, not_ours
+from app.storage import SignedUpload, not_ours
 from app.workers import status_among
 
 log = structlog.get_logger("darkroom.intake")
@@ -39,7 +39,6 @@ TASK_ID_LENGTH = len(str(uuid.UUID(int=0)))
 
 
 _REFUSALS: dict[str, type[RequestError]] = {
-    "reused": IdempotencyKeyReuse,
     "queue_full": QueueFull,
     "quota_exceeded": QuotaExceeded,
 }
@@ -66,11 +65,15 @@ class Intake:
         `key` is the client's idempotency key: the same key and request again are the same job.
         Raises RequestError; then nothing was accepted.
         """
+        terms = self._terms(request, caller, key)
+        # First of all: what was accepted once stays so, whatever would be said of the request today.
+        if earlier := self._services.jobs.earlier(terms):
+            return self._replay(earlier)
         job = self._prepare(request, caller)
         notice = self._look_for_workers(job)
-        accepted = self._services.jobs.create(job, self._terms(request, caller, key))
-        if accepted.verdict == "replay":
-            return self._replay(accepted.task_id)
+        accepted = self._services.jobs.create(job, terms)
+        if accepted.verdict in ("replay", "reused"):
+            return self._replay(accepted)
         self._check_verdict(accepted.verdict, job, caller)
         if job.phase is Phase.QUEUED:
             self._publish_or_undo(job)
@@ -148,20 +151,21 @@ class Intake:
         spec = catalogue.get(request.model_version) if request.model_version else catalogue.default
         params = resolve(request, spec)
         webhooks.check(request.webhook_url, settings)
-        for url in filter(None, (params.input_url, params.mask_url)):
-            self._check_owner(name_in(settings.storage_url, url), caller)
+        for field in ("input_url", "mask_url"):
+            if url := getattr(params, field):
+                self._check_owner(self._services.storage.name_of(url, field), field, caller)
         deadline = request.deadline_seconds or settings.deadline
         job = self._job(params, spec.queue, caller, deadline, client_ref=request.client_ref, **_webhook(request))
         return self._awaiting(job, request) if request.input_image or request.mask_image else job
 
-    def _check_owner(self, name: str, caller: Caller) -> None:
+    def _check_owner(self, name: str, field: str, caller: Caller) -> None:
         """An object belongs to the task whose id its name begins with; raises InvalidRequest for another caller's."""
         task_id = name.partition("/")[2][:TASK_ID_LENGTH]
         try:
             if not caller.is_operator:
                 self._services.jobs.get(task_id, caller.name)
         except (TaskNotFound, TaskExpired):
-            raise not_ours() from None
+            raise not_ours(field) from None
 
     def _look_for_workers(self, job: Job) -> str | None:
         """What to tell a client whose model nobody serves now; raises NoWorker where its entry refuses such jobs."""
@@ -212,10 +216,12 @@ class Intake:
             detail = f"At most {caller.open_tasks} unfinished tasks." if verdict == "quota_exceeded" else ""
             raise refusal(detail, retry_after=min(max(math.ceil(seconds), 1), 60))
 
-    def _replay(self, task_id: str) -> Submission:
-        if self._services.jobs.unconfirmed(task_id):
+    def _replay(self, earlier: Acceptance) -> Submission:
+        if earlier.verdict == "reused":
+            raise IdempotencyKeyReuse
+        if self._services.jobs.unconfirmed(earlier.task_id):
             raise IdempotencyConflict
-        return Submission(self._services.jobs.get(task_id), replayed=True)
+        return Submission(self._services.jobs.get(earlier.task_id), replayed=True)
 
     def _publish_or_undo(self, job: Job) -> None:
         try:

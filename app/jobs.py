@@ -88,6 +88,13 @@ class JobStore:
         fields = [part for pair in to_record(job).items() for part in pair]
         return Acceptance(*self._move("create", job.task_id, *header, *fields))
 
+    def earlier(self, terms: Terms) -> Acceptance | None:
+        """What became of an earlier request with this idempotency key: `replay` or `reused`; None without one."""
+        if not terms.ticket:
+            return None
+        task_id, digest = ask(lambda: self._redis.hmget(f"idempotency:{terms.ticket}", ["task_id", "digest"]))
+        return Acceptance("replay" if digest == terms.digest else "reused", task_id) if task_id else None
+
     def confirm(self, task_id: str) -> None:
         """The broker has the message: the sweep need not publish it again."""
         self._move("confirm", task_id)

@@ -17,6 +17,10 @@ log = structlog.get_logger("darkroom.web")
 
 RETRY_AFTER = 5
 
+# Refusals that are made before a request is understood.
+_CODES = {403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "content_too_large",
+          415: "unsupported_media_type"}  # fmt: skip
+
 
 def register(app: Flask) -> None:
     """Answer every error of this app with a problem document."""
@@ -52,11 +56,25 @@ def _refused(error: RequestError) -> Response:
 
 def _http(error: HTTPException) -> Response:
     status = error.code or 500
-    answer = _answer(status, "invalid_request" if status < 500 else "internal", error.name, error.description or "")
+    answer = _answer(status, _code(status), error.name, error.description or "")
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             answer.headers[name] = value
     return answer
+
+
+def of_the_server(status: int, title: str) -> bytes:
+    """The document for what is no request that the app could be asked to answer; what was sent is not repeated."""
+    detail = "The server cannot read this as a request; it was not looked at any further."
+    problem = Problem(
+        type="about:blank", title=title, status=status, detail=detail, instance="", code=_code(status),
+        trace_id=None, errors=[],
+    )  # fmt: skip
+    return problem.model_dump_json().encode()
+
+
+def _code(status: int) -> str:
+    return _CODES.get(status, "invalid_request" if status < 500 else "internal")
 
 
 def _fault(error: Exception) -> Response:
@@ -65,14 +83,10 @@ def _fault(error: Exception) -> Response:
 
 
 def _answer(status: int, code: str, title: str, detail: str, errors: list[dict[str, Any]] | None = None) -> Response:
+    told = [FieldError(**e) for e in errors or []]
+    trace_id = tracing.trace_id() or g.get("request_id") or uuid.uuid4().hex
     problem = Problem(
-        type="about:blank",
-        title=title,
-        status=status,
-        detail=detail,
-        instance=request.path,
-        code=code,
-        trace_id=tracing.trace_id() or g.get("request_id") or uuid.uuid4().hex,
-        errors=[FieldError(**e) for e in errors or []],
-    )
+        type="about:blank", title=title, status=status, detail=detail, instance=request.path, code=code,
+        trace_id=trace_id, errors=told,
+    )  # fmt: skip
     return Response(problem.model_dump_json(), status, mimetype="application/problem+json")

@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from app.errors import InvalidRequest
 from app.models import ModelSpec
@@ -26,10 +26,18 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
 class GenerateRequest(_Strict):
     """A picture to be made. Only `prompt` is required; the model gives the other defaults and the limits."""
 
-    prompt: Annotated[Text, Field(min_length=1, description="What the picture shows.")]
+    prompt: Annotated[
+        Text, Field(min_length=1, description="What the picture shows; not blank."), AfterValidator(_not_blank)
+    ]
     negative_prompt: Annotated[Text, Field(description="What the picture must not show.")] = ""
     model_version: Annotated[str | None, Field(max_length=100, description="One of GET /models.")] = None
     input_image: Annotated[bool, Field(description="Ask for an `upload_url` to PUT an input picture to.")] = False

@@ -1,6 +1,7 @@
 """Where pictures lie: one interface, a folder on this machine, and Google Cloud Storage.
 
-An object's name (`output/{task_id}.png`) never changes its meaning; its URL is `STORAGE_URL/name`.
+An object's name (`output/{task_id}.png`) never changes its meaning. Its address, which a request may name as its input,
+is `STORAGE_URL/name` in a bucket and `file:///name` in a folder, whose place on the machine is nobody's business.
 """
 
 import base64
@@ -67,7 +68,10 @@ class Storage(Protocol):
         """A signed URL that lets its holder read this one object."""
 
     def url_of(self, name: str) -> str:
-        """The object's own address, `STORAGE_URL/name`."""
+        """The object's own address."""
+
+    def name_of(self, url: str, field: str = "input_url") -> str:
+        """The name of the object with this address; raises InvalidRequest, for this field, for any other place."""
 
     @property
     def origin(self) -> str:
@@ -79,20 +83,18 @@ def crc32c(data: bytes) -> str:
     return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
 
 
-def name_in(storage_url: str, url: str) -> str:
-    """The name of an object of this deployment's own; raises InvalidRequest for any other place."""
-    prefix = storage_url.rstrip("/") + "/"
-    name = url.removeprefix(prefix)
+def _name_in(root: str, url: str, field: str) -> str:
+    name = url.removeprefix(f"{root}/")
     folder, _, rest = name.partition("/")
-    if not url.startswith(prefix) or folder not in ("input", "output") or not rest or not _plain(rest):
-        raise not_ours()
+    if not url.startswith(f"{root}/") or folder not in ("input", "output") or not rest or not _plain(rest):
+        raise not_ours(field)
     return name
 
 
-def not_ours() -> InvalidRequest:
+def not_ours(field: str) -> InvalidRequest:
     """The refusal of a URL, whether it leads elsewhere or to what is another caller's."""
     reason = "must name an object of your own in this deployment's bucket"
-    return InvalidRequest(f"input_url: {reason}", [{"field": "input_url", "reason": reason}])
+    return InvalidRequest(f"{field}: {reason}", [{"field": field, "reason": reason}])
 
 
 def _plain(name: str) -> bool:
@@ -104,7 +106,7 @@ def make_storage(settings: Settings) -> Storage:
     if settings.storage_url.startswith("gs:"):
         return GCSStorage(settings.storage_url)
     folder = Path(unquote(urlsplit(settings.storage_url).path))
-    return LocalStorage(folder, settings.storage_url, settings.base_url, settings.signing_key.get_secret_value())
+    return LocalStorage(folder, settings.base_url, settings.signing_key.get_secret_value())
 
 
 def _confirmed(stored: ObjectInfo | None, data: bytes, name: str) -> ObjectInfo:
@@ -130,9 +132,8 @@ _NO_SUCH_OBJECT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG
 class LocalStorage:
     """A folder. Its signed URLs point to the web tier (files.py), which checks them with `permit`."""
 
-    def __init__(self, folder: Path, storage_url: str, base_url: str, key: str) -> None:
+    def __init__(self, folder: Path, base_url: str, key: str) -> None:
         self._folder = folder
-        self._storage_url = storage_url.rstrip("/")
         self._base_url = base_url
         self._signer = URLSafeTimedSerializer(key, salt="darkroom.storage")
 
@@ -203,7 +204,10 @@ class LocalStorage:
         return Permit(method, name, max_bytes) if now < expires_at else None
 
     def url_of(self, name: str) -> str:
-        return f"{self._storage_url}/{name}"
+        return f"file:///{name}"
+
+    def name_of(self, url: str, field: str = "input_url") -> str:
+        return _name_in("file://", url, field)
 
     @property
     def origin(self) -> str:
@@ -278,6 +282,9 @@ class GCSStorage:
 
     def url_of(self, name: str) -> str:
         return f"{self._storage_url}/{name}"
+
+    def name_of(self, url: str, field: str = "input_url") -> str:
+        return _name_in(self._storage_url, url, field)
 
     @property
     def origin(self) -> str:

@@ -4,9 +4,11 @@ import io
 import re
 
 import pytest
+import redis
 from PIL import Image
 from playwright.sync_api import expect
 
+from app.workers import WorkerRegistry, WorkerState
 from tests.browser.visit import LONG
 from tests.things import picture
 
@@ -49,6 +51,21 @@ def test_a_preview_comes_up_in_the_tray(page):
     assert page.colour()[0] > 250
     page.tab.locator("#cancel").click()
     page.see_stage("failed")
+
+
+def test_a_worker_that_comes_is_seen_without_a_reload(page, stack):
+    option = page.tab.locator("#model option[value=no-worker]")
+    expect(option).to_have_text("no-worker (no worker)")
+    expect(option).to_be_disabled()
+    page.set(seed=7)
+    with redis.Redis.from_url(stack.settings["REDIS_URL"], decode_responses=True) as store:
+        here = WorkerState(
+            name="gen.nobody-1@test", queue="gen.nobody", version="1", state="ready", models=("no-worker",)
+        )
+        WorkerRegistry(store).announce(here)
+        expect(option).to_have_text("no-worker")
+        WorkerRegistry(store).leave(here.name)
+    expect(page.tab.locator("#seed")).to_have_value("7")
 
 
 def test_a_visitor_cancels(page, emptied):

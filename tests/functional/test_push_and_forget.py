@@ -1,7 +1,10 @@
 """What a client sees of a job's life, through HTTP alone: nothing is replaced."""
 
 import base64
+import http.client
 import io
+import json
+import socket
 
 import pytest
 import requests
@@ -148,3 +151,23 @@ def test_an_unknown_task_is_not_found(client):
     with pytest.raises(ApiError) as refusal:
         client.task("00000000-0000-4000-8000-000000000000")
     assert refusal.value.problem["code"] == "task_not_found"
+
+
+@pytest.mark.parametrize(
+    ("said", "status"),
+    [
+        (b"GET / HTTP/9.9\r\n\r\n", 400),
+        (b"\x16\x03\x01\r\n\r\n", 400),
+        (b"GET /" + b"x" * 5000 + b" HTTP/1.1\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nX-Secret: " + b"x" * 10_000 + b"\r\n\r\n", 431),
+    ],
+)
+def test_what_is_no_request_is_refused_with_a_problem_document_too(stack, said, status):
+    with socket.create_connection(("127.0.0.1", stack.port), timeout=10) as connection:
+        connection.sendall(said)
+        answer = http.client.HTTPResponse(connection)
+        answer.begin()
+        problem = json.loads(answer.read())
+    assert (answer.status, answer.headers["Content-Type"]) == (status, "application/problem+json")
+    assert (problem["status"], problem["code"]) == (status, "invalid_request")
+    assert "x" * 20 not in json.dumps(problem)

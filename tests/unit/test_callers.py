@@ -293,7 +293,7 @@ def test_a_stranger_is_told_how_to_come_in(door, hire):
     hire("alice")
     for headers in ({}, {"Authorization": "Bearer hunter2"}):
         answer = door().get("/tasks", headers=headers)
-        assert "hunter2" not in json.dumps(assert_problem(answer, 401, "invalid_request"))
+        assert "hunter2" not in json.dumps(assert_problem(answer, 401, "unauthorized"))
         assert answer.headers["WWW-Authenticate"] == "Bearer"
 
 

@@ -16,7 +16,7 @@ WORDS = {
     "quota_exceeded", "queue_full", "broker_unavailable", "store_unavailable", "task_not_found", "task_expired",
     "input_missing", "input_invalid", "upload_expired", "canceled", "deadline_exceeded", "gpu_out_of_memory",
     "worker_lost", "attempts_exhausted", "model_load_failed", "safety_blocked", "storage_failed", "internal",
-    "not_ready", "no_worker", "webhook_not_found", "entry_not_found", "not_requeuable",
+    "not_ready", "no_worker", "webhook_not_found", "entry_not_found", "not_requeuable", "unauthorized", "forbidden",
 }  # fmt: skip
 
 

@@ -132,11 +132,13 @@ def test_json_that_is_no_object_is_a_bad_request(client, published, body):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("prompt", ""), ("prompt", "\ud800"), ("seed", "7"), ("widht", 64), ("width", 63), ("num_images", 9),
-     ("guidance_scale", float("nan")), ("prompt", None), ("\ud800", 1), ("input_url", "https://example.org/x.png")],
+    [("prompt", ""), ("prompt", " \n\t"), ("prompt", "\ud800"), ("seed", "7"), ("widht", 64), ("width", 63),
+     ("num_images", 9),     ("guidance_scale", float("nan")), ("prompt", None), ("\ud800", 1), ("input_url", "https://example.org/x.png"),
+     ("mask_url", "https://example.org/x.png")],
 )  # fmt: skip
 def test_a_field_that_is_wrong_is_named(client, published, field, value):
-    answer = client.post("/generate", json={"prompt": "a", field: value})
+    given = {"input_image": True} if field == "mask_url" else {}
+    answer = client.post("/generate", json={"prompt": "a", **given, field: value})
     errors = assert_problem(answer, 422, "invalid_request")["errors"]
     assert [error["field"] for error in errors] == [field if field.isascii() else "body"]
     assert published == []
@@ -155,12 +157,12 @@ def test_an_unknown_model_is_refused_with_its_own_code(client):
 
 
 def test_a_body_of_another_type_is_refused(client):
-    assert_problem(client.post("/generate", data={"prompt": "a"}), 415, "invalid_request")
+    assert_problem(client.post("/generate", data={"prompt": "a"}), 415, "unsupported_media_type")
 
 
 def test_a_body_that_is_too_large_is_refused(client):
     answer = client.post("/generate", data=b" " * 70_000, content_type="application/json")
-    assert_problem(answer, 413, "invalid_request")
+    assert_problem(answer, 413, "content_too_large")
 
 
 def test_a_broker_that_is_away_is_told_and_nothing_is_left_behind(services):
@@ -366,12 +368,12 @@ def test_a_fault_of_ours_tells_no_detail(client, services, monkeypatch):
 
 @pytest.mark.parametrize("path", ["/nope", "/task", "/tasks/x/", "/tasks/x/images/-1", "/docs/static/../../x"])
 def test_an_unknown_path_is_a_problem_document_too(client, path):
-    assert_problem(client.get(path), 404, "invalid_request")
+    assert_problem(client.get(path), 404, "not_found")
 
 
 def test_a_wrong_method_is_refused_and_told_which_are_right(client):
     answer = client.delete("/generate")
-    assert_problem(answer, 405, "invalid_request")
+    assert_problem(answer, 405, "method_not_allowed")
     assert set(answer.headers["Allow"].split(", ")) == {"OPTIONS", "POST"}
 
 
@@ -466,12 +468,12 @@ def test_an_upload_larger_than_allowed_is_refused_and_leaves_nothing(services, t
     small = services.settings.model_copy(update={"upload_max_bytes": 10})
     client = create_app(dataclasses.replace(services, settings=small)).test_client()
     path = upload(client)
-    assert_problem(client.put(path, data=b"12345678901"), 413, "invalid_request")
+    assert_problem(client.put(path, data=b"12345678901"), 413, "content_too_large")
     # Chunked: its length is not told.
     import io
 
     told_nothing = {"input_stream": io.BytesIO(b"12345678901"), "environ_overrides": {"wsgi.input_terminated": True}}
-    assert_problem(client.put(path, **told_nothing), 413, "invalid_request")
+    assert_problem(client.put(path, **told_nothing), 413, "content_too_large")
     assert [file for file in (tmp_path / "storage").rglob("*") if file.is_file()] == []
     assert client.put(path, data=b"1234567890").status_code == 200
 
@@ -482,13 +484,13 @@ def test_an_upload_may_be_larger_than_a_request_of_the_api(client):
 
 def test_a_signed_url_whose_picture_is_gone_is_not_found(client, services):
     path = local(services.storage.download_url("output/gone.png", 60))
-    assert_problem(client.get(path), 404, "invalid_request")
+    assert_problem(client.get(path), 404, "not_found")
 
 
 @pytest.mark.parametrize("token", ["x", "x.y.z", "é", "." * 200])
 def test_a_forged_url_is_refused(client, token):
-    assert_problem(client.get(f"/files/{token}/x.png"), 403, "invalid_request")
-    assert_problem(client.put(f"/files/{token}/x.png", data=b""), 403, "invalid_request")
+    assert_problem(client.get(f"/files/{token}/x.png"), 403, "forbidden")
+    assert_problem(client.put(f"/files/{token}/x.png", data=b""), 403, "forbidden")
 
 
 def test_an_open_door_answers_only_to_the_names_of_this_machine(client):

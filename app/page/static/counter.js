@@ -22,6 +22,14 @@ export function showModels(known) {
   fitToModel();
 }
 
+/** How they stand by now; what the visitor has filled in stays. */
+export function refreshModels(known) {
+  if (known.map(name).join() !== models.map(name).join()) return showModels(known);
+  models = known;
+  for (const [index, model] of models.entries()) Object.assign(field("model_version").options[index], facing(model));
+  byId("model-hint").textContent = described(chosenModel());
+}
+
 /** The body of POST /generate. */
 export function wishes() {
   const model = chosenModel();
@@ -91,10 +99,13 @@ function mark({ field: name, reason }) {
 
 const refuses = (model) => model.status === "no_worker" && model.without_worker === "refuse";
 
-function option(model) {
+const name = (model) => model.model_version;
+const option = (model) => make("option", { value: name(model), ...facing(model) });
+
+/** What the visitor sees of a model in the list. */
+function facing(model) {
   const states = { no_worker: " (no worker)", loading: " (loading)", failed: " (does not load)", ready: "" };
-  const label = model.model_version + (states[model.status] ?? "");
-  return make("option", { value: model.model_version, textContent: label, disabled: refuses(model) });
+  return { textContent: name(model) + (states[model.status] ?? ""), disabled: refuses(model) };
 }
 
 /** Limits, defaults and choices as the model has them. */

@@ -11,6 +11,8 @@ import { isPending, isReady, state } from "./words.js";
 const PAGE = 24;
 // Signed addresses are good for an hour by default; a page that comes to the front again reads new ones.
 const FRESH_SECONDS = 600;
+// Workers come and go while the page is open.
+const MODELS_SECONDS = 10;
 
 const tasks = new Map();
 const previews = new Map();
@@ -204,11 +206,19 @@ async function readAgain() {
   draw();
 }
 
+async function readModels() {
+  if (document.hidden) return;
+  // Who is away for a moment is asked again.
+  const answer = await call("GET", "models").catch(() => null);
+  if (answer) counter.refreshModels(answer.models);
+}
+
 async function begin() {
   try {
     counter.showModels((await call("GET", "models")).models);
     cursor = await readHistory();
     look(newestFirst()[0]?.task_id ?? null);
+    setInterval(readModels, 1000 * MODELS_SECONDS);
   } catch (refusal) {
     counter.showRefusal(refusal);
   }
