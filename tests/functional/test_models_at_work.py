@@ -9,6 +9,7 @@ import requests
 
 from app.client import ApiError
 from tests.backends import embedded
+from tests.models import heavy
 from tests.stack import Stack, until
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -33,8 +34,8 @@ def worker(stack):
     """Starts a worker of a queue and waits for its models; it is stopped at the end."""
     started = []
 
-    def start(queue, *models):
-        started.append(stack.start("worker", WORKER_QUEUE=queue))
+    def start(queue, *models, **settings):
+        started.append(stack.start("worker", WORKER_QUEUE=queue, **settings))
         stack.ready(*models, seconds=200)
         return started[-1]
 
@@ -95,6 +96,15 @@ def test_a_killed_worker_and_a_rerun_give_the_same_bytes(stack, worker):
 def test_only_the_child_of_a_worker_loads_torch(stack, worker):
     role = worker("gen.memory", "out-of-memory")
     assert (holds_torch(role.process.pid), holds_torch(child(role).pid)) == (False, True)
+
+
+def test_models_that_do_not_fit_together_take_turns_and_are_not_loaded_for_each_job(stack, worker):
+    asked = ["heavy-one", "heavy-two"] * 4
+    tickets = [stack.client.generate("x", model_version=name)["task_id"] for name in asked]
+    worker("gen.heavy", "heavy-one", "heavy-two", MODEL_MEMORY="100")
+    done = [stack.client.wait(ticket, 60) for ticket in tickets]
+    assert [(task["status"], task["attempt"]) for task in done] == [("SUCCEEDED", 1)] * 8
+    assert sum(task["metrics"]["load_ms"] > 1000 * heavy.LOAD_SECONDS for task in done) == 1
 
 
 def test_a_model_tells_what_it_cost_to_load_and_which_weights_it_has(stack, worker):
