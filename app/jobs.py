@@ -47,10 +47,10 @@ class Claim:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A job in the line of its queue, and the model that it asks for."""
+    """A job in the line of its queue, and what it asks for."""
 
     task_id: str
-    model_version: str
+    params: Params
 
 
 @dataclass(frozen=True)
@@ -210,9 +210,9 @@ class JobStore:
         ids = ask(lambda: self._redis.zrange(f"jobs:queued:{queue}", 0, limit - 1))
         pipeline = self._redis.pipeline(transaction=False)
         for task_id in ids:
-            pipeline.hget(_key(task_id), "model_version")
+            pipeline.hget(_key(task_id), "params")
         found = zip(ids, ask(pipeline.execute), strict=True)
-        return [Waiting(task_id, model_version) for task_id, model_version in found if model_version]
+        return [Waiting(task_id, Params.model_validate_json(params)) for task_id, params in found if params]
 
     def queued_before(self, queue: str, seconds: float, limit: int = 1000) -> list[str]:
         """Ids that have waited in this queue for longer than that, the oldest first."""

@@ -14,6 +14,9 @@ from typing import Protocol
 from app.jobs import JobStore, Waiting
 from app.record import Job
 
+# How far down the line mates are looked for, in multiples of those that are wanted.
+LOOK = 4
+
 
 class Models(Protocol):
     """The models of one worker: `loaded` are those in memory now."""
@@ -44,10 +47,17 @@ class Line:
         yield own.task_id
         yield from self._next(own.queue)
 
+    def mates(self, job: Job, most: int) -> list[str]:
+        """Ids of at most so many jobs that wait now and can be run as one with this one, first come first."""
+        if most < 1 or not job.params.goes_with(job.params):
+            return []
+        line = self.jobs.line(job.queue, LOOK * most)
+        return [waiting.task_id for waiting in line if job.params.goes_with(waiting.params)][:most]
+
     def _next(self, queue: str) -> Iterator[str]:
         """Who is next: the first in line, or within its patience the first whose model is in memory."""
-        line = [waiting for waiting in self.jobs.line(queue) if waiting.model_version in self.models]
-        at_hand = (waiting for waiting in line if waiting.model_version in self.models.loaded)
+        line = [waiting for waiting in self.jobs.line(queue) if waiting.params.model_version in self.models]
+        at_hand = (waiting for waiting in line if waiting.params.model_version in self.models.loaded)
         for first in line[:1]:
             chosen = next(at_hand, first)
             yield (chosen if self._may_pass_over(first, chosen) else first).task_id

@@ -109,6 +109,15 @@ class Params(BaseModel):
     mask_url: str | None = None
     scheduler: str | None = None
 
+    def goes_with(self, other: "Params") -> bool:
+        """Whether one call of a pipeline can make both: single pictures from nothing but prompts and seeds."""
+        alone = self.input_url is not None or self.num_images > 1
+        return not alone and self.model_copy(update=_OWN_OF_EACH) == other.model_copy(update=_OWN_OF_EACH)
+
+
+# What jobs of one call need not have in common.
+_OWN_OF_EACH = {"prompt": "", "negative_prompt": "", "seed": 0}
+
 
 def resolve(request: GenerateRequest, spec: ModelSpec) -> Params:
     """Fill in the model's defaults and check its limits; raises InvalidRequest naming each field at fault."""

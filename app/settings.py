@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     model_patience: float = Field(
         30, ge=0, description="With MODEL_MEMORY: jobs of a loaded model may pass the first in line over for this long."
     )
+    worker_max_batch: int = Field(
+        0, ge=0, le=64, description="Queued jobs of one kind that a worker runs at once; 0: as the model's entry says."
+    )
     worker_queue: str = Field("", description="The one queue a worker consumes; default: the default model's.")
     worker_name: str = Field(
         socket.gethostname(), description="How this worker calls itself; default: the host's name."

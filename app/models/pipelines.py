@@ -5,7 +5,7 @@ Only the child of a worker imports it, for it imports torch.
 
 import importlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -123,33 +123,60 @@ class DiffusersModel:
         size = (params.width, params.height)
         fitted = source and ImageOps.fit(source, size, Image.Resampling.LANCZOS)
         fitted_mask = mask and ImageOps.fit(mask, size, Image.Resampling.LANCZOS)
-        self._set_scheduler(pipeline, params.scheduler)
         steps = _Steps(params, index, on_step, self._viewfinder)
-        wishes = {
-            # Some families make the nearest size they were trained on, and stretch it.
-            "use_resolution_binning": False,
-            **self._spec.call,
-            "prompt": params.prompt,
-            "negative_prompt": params.negative_prompt or None,
-            "width": params.width,
-            "height": params.height,
-            "num_inference_steps": params.num_inference_steps,
-            "guidance_scale": params.guidance_scale,
-            "image": fitted,
-            "mask_image": fitted_mask,
-            "strength": params.strength if fitted else None,
-            # On the CPU, so that a seed means the same noise on every device.
-            "generator": torch.Generator("cpu").manual_seed(params.seed + index),
-            "callback_on_step_end": steps,
-        }
-        with torch.inference_mode():
-            result = pipeline(**_accepted(pipeline, wishes))
+        result = self._call(
+            pipeline,
+            params,
+            prompt=params.prompt,
+            negative_prompt=params.negative_prompt or None,
+            image=fitted,
+            mask_image=fitted_mask,
+            strength=params.strength if fitted else None,
+            generator=_noise(params.seed + index),
+            callback_on_step_end=steps,
+        )
         steps.end(pipeline)
         image = cast("Image.Image", result.images[0])
         if fitted and fitted_mask:
             # What the mask keeps is kept to the pixel: the decoder would change it a little.
             image = Image.composite(image.convert("RGB"), fitted, fitted_mask)
         return image, any(getattr(result, "nsfw_content_detected", None) or [])
+
+    def together(self, jobs: Sequence[Params], on_steps: Sequence[OnStep]) -> list[Image.Image | SafetyBlocked]:
+        """A picture for each of these jobs, which differ in prompts and seed only, from one call of the pipeline.
+
+        They differ from those that `generate` makes in the last bit of few pixels: sums are done in another order.
+        """
+        pipeline, negatives = self._pipelines["txt2img"], [job.negative_prompt for job in jobs]
+        each = [_Steps(job, 0, told, self._viewfinder) for job, told in zip(jobs, on_steps, strict=True)]
+        result = self._call(
+            pipeline,
+            jobs[0],
+            prompt=[job.prompt for job in jobs],
+            negative_prompt=negatives if any(negatives) else None,
+            generator=[_noise(job.seed) for job in jobs],
+            callback_on_step_end=_StepsOfMany(each),
+        )
+        for steps in each:
+            steps.end(pipeline)
+        flags = getattr(result, "nsfw_content_detected", None) or [False] * len(jobs)
+        pictures = zip(result.images, flags, strict=True)
+        return [SafetyBlocked([True]) if flagged else image for image, flagged in pictures]
+
+    def _call(self, pipeline: Any, params: Params, **wishes: Any) -> Any:
+        """The pipeline's own answer; of the wishes it gets what its family takes."""
+        self._set_scheduler(pipeline, params.scheduler)
+        common = {
+            # Some families make the nearest size they were trained on, and stretch it.
+            "use_resolution_binning": False,
+            **self._spec.call,
+            "width": params.width,
+            "height": params.height,
+            "num_inference_steps": params.num_inference_steps,
+            "guidance_scale": params.guidance_scale,
+        }
+        with torch.inference_mode():
+            return pipeline(**_accepted(pipeline, common | wishes))
 
     def _set_scheduler(self, pipeline: Any, name: str | None) -> None:
         """A new one for each picture: they keep state, also that of a job that was stopped half-way."""
@@ -231,6 +258,11 @@ _AUTO = {
 }
 
 
+def _noise(seed: int) -> torch.Generator:
+    """On the CPU, so that a seed means the same noise on every device."""
+    return torch.Generator("cpu").manual_seed(seed)
+
+
 def _accepted(pipeline: Any, wishes: Mapping[str, Any]) -> dict[str, Any]:
     """What this pipeline's call takes of it: no two families of models take quite the same."""
     known = inspect.signature(pipeline.__call__).parameters
@@ -271,6 +303,20 @@ class _Steps:
     def _steps(self, pipeline: Any) -> int:
         """Steps of one picture: fewer than were asked for where an input picture is left only in part."""
         return int(getattr(pipeline, "num_timesteps", 0) or self._params.num_inference_steps)
+
+
+class _StepsOfMany:
+    """What a pipeline calls after each step of several pictures at once: each one's own is told of its share."""
+
+    def __init__(self, each: list[_Steps]) -> None:
+        self._each = each
+
+    def __call__(self, pipeline: Any, step: int, timestep: Any, values: dict[str, Any]) -> dict[str, Any]:
+        latents = values.get("latents")
+        for index, steps in enumerate(self._each):
+            own = {} if latents is None else {"latents": latents[index : index + 1]}
+            steps(pipeline, step, timestep, own)
+        return values
 
 
 @contextmanager

@@ -6,16 +6,16 @@ line.py has the order of the jobs, in which those of models in memory go first, 
 
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TypeVar
 
 import structlog
 from PIL import Image
 
 from app import metrics
-from app.errors import DeviceLost, GpuOutOfMemory
+from app.errors import DeviceLost, GpuOutOfMemory, SafetyBlocked
 from app.generate import Model, OnStep
 from app.models import devices, pipelines, sources
 from app.models.spec import ModelSpec
@@ -26,6 +26,7 @@ from app.workers import ModelState
 log = structlog.get_logger("darkroom.models")
 
 Load = Callable[[ModelSpec, Settings], Model]
+Made = TypeVar("Made")
 
 
 class Residents(Mapping[str, Model]):
@@ -104,11 +105,17 @@ class Residents(Mapping[str, Model]):
         )
         self._known[spec.model_version] = state
         self._held[spec.model_version] = _Resident(
-            model, state.weights_bytes, lambda: self._evict_all(spec.model_version)
+            model, state.weights_bytes, self._most_together(model, spec), lambda: self._evict_all(spec.model_version)
         )
         metrics.MODEL_LOAD.labels(state.model_version).observe(state.load_seconds)
         metrics.DEVICE_MEMORY.labels(state.device).set(state.process_bytes)
         log.info("model.loaded", **asdict(state))
+
+    def _most_together(self, model: Model, spec: ModelSpec) -> int:
+        if not hasattr(model, "together"):
+            return 1
+        own: int = getattr(spec.max_batch, devices.kind(devices.choose_device(self._settings.device)))
+        return self._settings.worker_max_batch or own
 
     def _expected_bytes(self, spec: ModelSpec) -> int:
         if spec.model_version in self._known:
@@ -140,6 +147,7 @@ class _Resident:
 
     model: Model
     weights_bytes: int
+    most_together: int
     be_alone: Callable[[], None]
 
     @property
@@ -154,21 +162,29 @@ class _Resident:
         self, params: Params, source: Image.Image | None, on_step: OnStep, *mask: Image.Image
     ) -> Iterator[Image.Image]:
         """See `generate.Model`; raises GpuOutOfMemory when it does not fit even so, DeviceLost."""
-        images = self._try(params, source, on_step, *mask)
+
+        def make() -> Iterator[Image.Image]:
+            return self.model.generate(params, source, on_step, *mask)
+
+        images = self._try(params, make)
         if images is None:
             self.be_alone()
             devices.release()
             with getattr(self.model, "frugal", nullcontext)():
-                images = self._try(params, source, on_step, *mask)
+                images = self._try(params, make)
         if images is None:
             devices.release()
             raise GpuOutOfMemory(f"{params.width}x{params.height} does not fit into the device's memory.")
         yield from images
 
-    def _try(self, params: Params, *given: Any) -> list[Image.Image] | None:
+    def together(self, jobs: Sequence[Params], on_steps: Sequence[OnStep]) -> list[Image.Image | SafetyBlocked] | None:
+        """See `generate.Model`; None when they do not fit into memory together. Raises DeviceLost."""
+        return self._try(jobs[0], lambda: self.model.together(jobs, on_steps))  # type: ignore[attr-defined]
+
+    def _try(self, params: Params, make: Callable[[], Iterable[Made]]) -> list[Made] | None:
         """The pictures; None when memory did not suffice."""
         try:
-            return list(self.model.generate(params, *given))
+            return list(make())
         except Exception as error:
             if devices.is_out_of_memory(error):
                 log.warning("model.out_of_memory", model_version=params.model_version, width=params.width)

@@ -65,6 +65,14 @@ class Variants(_Entry):
     cpu: Name | None = None
 
 
+class MostTogether(_Entry):
+    """How many queued jobs each kind of device runs as one call of the pipeline, at the most."""
+
+    cuda: int = Field(1, ge=1, le=64)
+    mps: int = Field(1, ge=1, le=64)
+    cpu: int = Field(1, ge=1, le=64)
+
+
 class ModelSpec(_Entry):
     """One model.
 
@@ -80,6 +88,7 @@ class ModelSpec(_Entry):
     pipeline: Literal["auto"] | ClassName = Field("auto", description="A class of diffusers; auto: the folder says.")
     dtype: PerDevice = PerDevice()
     variant: Variants = Variants()
+    max_batch: MostTogether = MostTogether()
     compile: bool = Field(False, description="torch.compile on CUDA: minutes at the first picture of each size.")
     call: dict[str, Any] = Field({}, description="Further arguments of each call of the pipeline.")
     capabilities: tuple[Capability, ...] = ("txt2img",)

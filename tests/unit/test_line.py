@@ -111,6 +111,27 @@ def test_a_job_whose_record_is_lost_has_its_turn_at_its_own_message(services, qu
     assert first_turn(line(Shelf(A, B))[0], lost) == lost.task_id
 
 
+def test_mates_are_those_in_line_that_differ_in_prompt_and_seed_only(services, line):
+    lead, *others = [
+        job(prompt="one", seed=1),
+        job(prompt="two", seed=2, negative_prompt="dark"),
+        job(width=128),
+        job(num_images=2),
+        job(num_inference_steps=5),
+        job(input_url="gs://bucket/prefix/output/x.png"),
+        job(model_version=B),
+        job(prompt="three"),
+        job(prompt="four"),
+    ]
+    for waiting in others:
+        services.jobs.create(waiting)
+    turns = line(Shelf(A, B))[0]
+    assert turns.mates(lead, 9) == [others[0].task_id, others[6].task_id, others[7].task_id]
+    assert turns.mates(lead, 2) == [others[0].task_id, others[6].task_id]
+    assert turns.mates(lead, 0) == []
+    assert turns.mates(others[2], 9) == []
+
+
 def test_every_job_is_done_and_models_take_turns_instead_of_being_loaded_for_each(services, queue):
     jobs, shelf = queue(*[A, B] * 4), Shelf(A, B)
     worker = runner(services, shelf)

@@ -4,7 +4,7 @@ import io
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageChops
 
 from app.errors import ModelLoadFailed, SafetyBlocked
 from app.models import pipelines
@@ -70,6 +70,31 @@ def test_each_of_several_pictures_is_the_one_its_seed_makes_alone(load):
     model = load("stable-diffusion")
     together = [image.tobytes() for image in draw(model, seed=7, num_images=3)]
     assert together == [draw(model, seed=seed)[0].tobytes() for seed in (7, 8, 9)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_made_together_are_those_that_are_made_alone(load, family):
+    model = load(family)
+    jobs = [params(prompt=prompt, seed=seed, num_inference_steps=2) for prompt, seed in (("a red star", 1), ("", 9))]
+    told = [[], []]
+    together = model.together(jobs, [lambda *step, own=own: own.append(step[:2]) for own in told])
+    alone = [image for job in jobs for image in model.generate(job, None, lambda *_: None)]
+    assert [difference(*pair) <= 1 for pair in zip(together, alone, strict=True)] == [True, True]
+    assert difference(*together) > 1
+    assert [own[-1] for own in told] == [(2, 2), (2, 2)]
+
+
+def test_a_negative_prompt_is_heeded_for_its_own_picture_only(load):
+    model = load("stable-diffusion")
+    jobs = [params(num_inference_steps=2, negative_prompt=words) for words in ("", "a blue star")]
+    together = model.together(jobs, [lambda *_: None] * 2)
+    assert difference(together[0], *draw(model, prompt=jobs[0].prompt)) <= 1
+    assert difference(*together) > 1
+
+
+def difference(one, other):
+    """The largest difference of two pictures in any channel of any pixel."""
+    return max(most for _, most in ImageChops.difference(one, other).getextrema())
 
 
 def test_an_interrupted_picture_leaves_nothing_in_the_next_one(load):
@@ -141,6 +166,15 @@ def test_a_flagged_picture_is_an_error_and_never_a_black_picture(tmp_path, load,
     with pytest.raises(SafetyBlocked) as blocked:
         draw(pipelines.load(spec(folder, safety_checker=True), on_cpu), num_images=2)
     assert blocked.value.flagged == [True, True]
+
+
+def test_a_flagged_picture_among_several_is_its_own_jobs_error_alone(tmp_path, load, on_cpu):
+    folder = folders.stable_diffusion(tmp_path / "checked", checker=folders.safety_checker())
+    folders.flag_everything(folder)
+    model = pipelines.load(spec(folder, safety_checker=True), on_cpu)
+    first, second = model.together([params(num_inference_steps=1)] * 2, [lambda *_: None] * 2)
+    assert isinstance(first, SafetyBlocked)
+    assert isinstance(second, SafetyBlocked)
 
 
 def test_a_checker_that_is_not_wanted_is_not_loaded(tmp_path, load):

@@ -134,6 +134,18 @@ def test_a_picture_that_does_not_fit_even_so_is_refused_by_its_size(residents):
     assert len(draw(models, "a")) == 1
 
 
+def test_pictures_that_do_not_fit_together_are_left_to_be_made_alone(residents):
+    models, _ = residents("a", load=lambda spec, settings: out_of_memory.OutOfMemory())
+    assert models["a"].together([params(width=512)] * 2, [lambda *_: None] * 2) is None
+
+
+def test_how_many_go_together_is_the_settings_word_or_the_entrys_for_its_device(on_cpu):
+    spec = ModelSpec(model_version="a", source="python:none", queue="q", max_batch={"cpu": 3, "cuda": 5})
+    for wanted, kind, most in ((0, out_of_memory.OutOfMemory, 3), (7, out_of_memory.OutOfMemory, 7), (7, Weighty, 1)):
+        settings = on_cpu.model_copy(update={"worker_max_batch": wanted})
+        assert Residents([spec], settings, lambda *_, kind=kind: kind())["a"].most_together == most
+
+
 def test_a_device_that_failed_is_told_from_a_fault_of_the_model(residents):
     models, _ = residents("a", load=lambda spec, settings: device_fault.DeviceFault())
     with pytest.raises(DeviceLost, match=r"^CUDA error: an illegal memory access was encountered$"):
