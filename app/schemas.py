@@ -42,7 +42,8 @@ class GenerateRequest(_Strict):
     model_version: Annotated[str | None, Field(max_length=100, description="One of GET /models.")] = None
     input_image: Annotated[bool, Field(description="Ask for an `upload_url` to PUT an input picture to.")] = False
     input_url: Annotated[
-        str | None, Field(max_length=1000, description="A picture that is already in this deployment's own bucket.")
+        str | None,
+        Field(max_length=1000, description="A picture that is here already, by the `input_url` of a task's image."),
     ] = None
     mask_image: Annotated[
         bool, Field(description="Ask for a `mask_upload_url` too: white is painted anew, black is kept.")

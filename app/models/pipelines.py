@@ -7,6 +7,7 @@ import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
@@ -27,6 +28,7 @@ from app.generate import Model, OnStep
 from app.models import devices, sources
 from app.models.spec import ModelSpec
 from app.models.viewfinder import Viewfinder
+from app.previews import Look
 from app.schemas import Params
 from app.settings import Settings
 
@@ -295,10 +297,14 @@ class _Steps:
 
     def _tell(self, pipeline: Any, step: int, latents: torch.Tensor | None = None) -> None:
         self._told, steps = step, self._steps(pipeline)
-        before, self._latents = self._latents, latents
-        size = (self._params.width, self._params.height)
-        look = None if latents is None else lambda: self._viewfinder.look(pipeline, latents, before, size)
+        look = self._look(pipeline, latents)
         self._on_step(self._index * steps + step, self._params.num_images * steps, look)
+
+    def _look(self, pipeline: Any, latents: torch.Tensor | None) -> Look | None:
+        before, self._latents = self._latents, latents
+        if latents is None or not self._viewfinder.can_see:
+            return None
+        return partial(self._viewfinder.look, pipeline, latents, before, (self._params.width, self._params.height))
 
     def _steps(self, pipeline: Any) -> int:
         """Steps of one picture: fewer than were asked for where an input picture is left only in part."""

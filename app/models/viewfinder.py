@@ -8,9 +8,12 @@ model is loaded, so that no table of architectures has to be kept.
 import copy
 from typing import Any
 
+import structlog
 import torch
 from diffusers import AutoencoderTiny, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
+
+log = structlog.get_logger("darkroom.models")
 
 # Latent pixels along each side of the picture that the map is fitted to; about twenty for each of its numbers.
 SIDE = 16
@@ -20,8 +23,17 @@ class Viewfinder:
     """Looks at the latents of one model. Make it while the pipeline is on the CPU."""
 
     def __init__(self, pipeline: Any) -> None:
-        self._tiny = isinstance(pipeline.vae, AutoencoderTiny)
-        self._map = None if self._tiny else _fitted(pipeline)
+        self._map: torch.Tensor | None = None
+        self.can_see = isinstance(getattr(pipeline, "vae", None), AutoencoderTiny)
+        if not self.can_see:
+            self._fit(pipeline)
+
+    def _fit(self, pipeline: Any) -> None:
+        try:
+            self._map = _fitted(pipeline)
+            self.can_see = True
+        except Exception as error:  # noqa: BLE001, a family that works in another way makes its pictures all the same
+            log.warning("preview.not_possible", pipeline=type(pipeline).__name__, reason=str(error))
 
     @torch.inference_mode()
     def look(

@@ -137,7 +137,7 @@ def test_the_list_comes_in_pages_newest_first(services, client):
 def test_only_an_operator_sees_the_quarantine(door, hire, exhausted):  # noqa: F811
     clerk, boss = door(hire("clerk")), door(hire("boss", role="operator"))
     for method, path in (("GET", ""), ("POST", f"/{exhausted}/requeue"), ("DELETE", f"/{exhausted}")):
-        assert_problem(clerk.open(f"/admin/quarantine{path}", method=method), 403, "invalid_request")
+        assert_problem(clerk.open(f"/admin/quarantine{path}", method=method), 403, "forbidden")
     assert len(boss.get("/admin/quarantine").json["entries"]) == 1
 
 

@@ -54,7 +54,7 @@ function showDevelopment(task, preview) {
   print.src = preview;
   print.alt = "The picture so far";
   // It clears up as it develops.
-  print.style.filter = `blur(${Math.round(12 * (1 - (task.progress?.value ?? 0)))}px)`;
+  print.style.filter = `blur(${Math.round(6 * (1 - (task.progress?.value ?? 0)))}px)`;
 }
 
 function showResult(task, reveal) {

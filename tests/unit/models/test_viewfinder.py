@@ -56,6 +56,11 @@ def test_a_tiny_autoencoder_shows_the_picture_as_it_comes(on_cpu, scheduler):
     assert distances[-1] < distances[1] < 80
 
 
+def test_a_model_whose_latents_are_no_picture_has_no_previews_and_works():
+    assert not Viewfinder(SimpleNamespace(vae=None, vae_scale_factor=8)).can_see
+    assert not Viewfinder(SimpleNamespace()).can_see
+
+
 class Mixing(torch.nn.Module):
     """An encoder that keeps the mean colour of each place, mixed into four channels as no person would read it."""
 
