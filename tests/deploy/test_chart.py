@@ -1,0 +1,387 @@
+"""charts/darkroom: valid for Kubernetes in every shape, careful in each pod, and in agreement with the application."""
+
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+from kombu import Exchange
+
+from app.models import load_catalogue
+from app.settings import Settings
+from app.tasks import QUARANTINE, make_celery
+from tests.deploy.programs import HELMS, ROOT, TOOLS, pod_of, rendered, run, tool
+
+CHART = ROOT / "charts/darkroom"
+# Every template at once: a pool each way of scaling, the community's ingress, the broker reached from outside.
+EVERYTHING = {
+    "storage__url": '"gs://pictures"',
+    "apiKeys__secret": '"keys"',
+    "webhooks__secret": '"webhooks"',
+    "catalogue": '"models: []"',
+    "ingress__flavour": '"community"',
+    "ingress__host": '"darkroom.example.com"',
+    "workers": json.dumps(
+        [
+            {"name": "a", "queue": "gen.tiny", "scaling": {"kind": "keda"}},
+            {"name": "b", "queue": "gen.sd15", "scaling": {"kind": "metric"}},
+            {"name": "c", "queue": "gen.sdxl", "cache": {"claim": "models"}},
+        ]
+    ),
+    "rabbitmq__internalLoadBalancer": '{"enabled": true, "sourceRanges": ["10.10.16.0/22"]}',
+}
+SHAPES = {
+    "minikube": {"values": "values-minikube.yaml"},
+    "production": {"values": "values-production.yaml"},
+    "everything": EVERYTHING,
+}
+# Kinds of KEDA, whose schemas Kubernetes does not have.
+FOREIGN = {"ScaledObject", "TriggerAuthentication"}
+
+every_shape = pytest.mark.parametrize("shape", SHAPES)
+
+
+def objects(shape, helm="helm4"):
+    return rendered("darkroom", helm, **SHAPES[shape])
+
+
+@pytest.mark.parametrize("helm", HELMS)
+@pytest.mark.parametrize("shape", ["minikube", "production"])
+def test_helm_finds_nothing_to_complain_of(helm, shape):
+    run(tool(TOOLS / "programs" / helm), "lint", "--strict", CHART, "--values", CHART / f"values-{shape}.yaml")
+
+
+@every_shape
+def test_both_majors_of_helm_make_the_same(shape):
+    def plain(made):
+        return json.dumps({str(key): value for key, value in made.items()}, sort_keys=True)
+
+    assert plain(objects(shape, "helm3")) == plain(objects(shape, "helm4"))
+
+
+@pytest.mark.parametrize("kubernetes", ["1.30", "1.33"])
+def test_every_object_is_valid_for_kubernetes(kubernetes, tmp_path):
+    documents = tmp_path / "all.yaml"
+    documents.write_text(yaml.dump_all([thing for shape in SHAPES for thing in objects(shape).values()]))
+    told = run(tool(TOOLS / "deploy/bin/kubernetes-validate"), "--strict", "-k", kubernetes, documents)
+    unknown = set(re.findall(r"Couldn't find schema for kind (\w+)", told.stdout))
+    assert unknown == FOREIGN
+
+
+@every_shape
+def test_every_pod_runs_without_rights_that_it_does_not_need(shape):
+    for (kind, name), thing in objects(shape).items():
+        if not (pod := pod_of(thing)):
+            continue
+        where = f"{kind} {name}"
+        assert pod["automountServiceAccountToken"] is False, where
+        assert pod["securityContext"]["runAsNonRoot"] is True, where
+        assert pod["securityContext"]["runAsUser"] >= 999, where
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, where
+        for container in pod["containers"] + pod.get("initContainers", []):
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] is True, where
+            assert security["allowPrivilegeEscalation"] is False, where
+            assert security["capabilities"] == {"drop": ["ALL"]}, where
+
+
+@every_shape
+def test_every_long_lived_container_says_what_it_needs_and_whether_it_lives(shape):
+    for (kind, name), thing in objects(shape).items():
+        if kind not in ("Deployment", "StatefulSet"):
+            continue
+        for container in pod_of(thing)["containers"]:
+            assert {"cpu", "memory"} <= container["resources"]["requests"].keys(), name
+            assert "memory" in container["resources"]["limits"], name
+            assert "livenessProbe" in container, name
+
+
+@every_shape
+def test_no_image_is_latest(shape):
+    images = {c["image"] for thing in objects(shape).values() if (pod := pod_of(thing)) for c in pod["containers"]}
+    assert images
+    assert not [image for image in images if ":" not in image.rpartition("/")[2] or image.endswith(":latest")]
+
+
+@every_shape
+def test_secrets_are_named_and_never_made_or_written(shape):
+    made = objects(shape)
+    assert "Secret" not in {kind for kind, _ in made}
+    for thing in made.values():
+        for container in (pod_of(thing) or {}).get("containers", []):
+            for variable in container.get("env", []):
+                if re.search("PASSWORD|SECRET|_KEY$|AUTH", variable["name"]):
+                    assert "secretKeyRef" in variable["valueFrom"], variable["name"]
+
+
+@every_shape
+def test_each_pod_that_needs_a_claim_a_map_or_an_account_of_the_chart_has_it(shape):
+    made = objects(shape)
+    for thing in made.values():
+        pod = pod_of(thing) or {}
+        for volume in pod.get("volumes", []):
+            if "configMap" in volume:
+                assert ("ConfigMap", volume["configMap"]["name"]) in made
+        if account := pod.get("serviceAccountName"):
+            assert ("ServiceAccount", account) in made
+        for container in pod.get("containers", []):
+            mounted = {mount["name"] for mount in container.get("volumeMounts", [])}
+            claimed = {c["metadata"]["name"] for c in thing.get("spec", {}).get("volumeClaimTemplates", [])}
+            assert mounted <= {volume["name"] for volume in pod.get("volumes", [])} | claimed
+
+
+@every_shape
+def test_services_policies_and_budgets_choose_pods_that_there_are(shape):
+    made = objects(shape)
+    pods = [
+        thing["spec"]["template"]["metadata"]["labels"]
+        for thing in made.values()
+        if "template" in thing.get("spec", {})
+    ]
+    pods += [thing["metadata"]["labels"] for thing in made.values() if thing["kind"] == "Pod"]
+    chosen = {
+        "Service": lambda spec: spec["selector"],
+        "NetworkPolicy": lambda spec: spec["podSelector"]["matchLabels"],
+        "PodDisruptionBudget": lambda spec: spec["selector"]["matchLabels"],
+    }
+    for (kind, name), thing in made.items():
+        if kind in chosen:
+            wanted = chosen[kind](thing["spec"])
+            assert any(wanted.items() <= labels.items() for labels in pods), f"{kind} {name}"
+
+
+def web():
+    return pod_of(objects("production")["Deployment", "darkroom-web"])["containers"][0]
+
+
+def test_the_settings_that_the_chart_gives_are_settings_of_the_application():
+    known = {name.upper() for name in Settings.model_fields}
+    helpers = {"BROKER_PASSWORD", "REDIS_PASSWORD"}
+    for shape in SHAPES:
+        made = objects(shape)
+        assert set(made["ConfigMap", "darkroom-settings"]["data"]) <= known
+        for (kind, name), thing in made.items():
+            if kind == "Deployment" and re.search("-(web|courier|worker-.*)$", name):
+                for variable in pod_of(thing)["containers"][0]["env"]:
+                    assert variable["name"] in known | helpers, f"{name}: {variable['name']}"
+
+
+def test_the_applications_settings_can_be_loaded_from_what_a_pod_gets(monkeypatch):
+    made = objects("everything")
+    for name in ("web", "courier", "worker-a"):
+        given = dict(made["ConfigMap", "darkroom-settings"]["data"])
+        for variable in pod_of(made["Deployment", f"darkroom-{name}"])["containers"][0]["env"]:
+            given[variable["name"]] = variable.get(
+                "value", "whsec_" + "A" * 40 if "WEBHOOK" in variable["name"] else "x"
+            )
+        for variable, value in given.items():
+            monkeypatch.setenv(variable, re.sub(r"\$\((\w+)\)", lambda match, given=given: given[match[1]], value))
+        loaded = Settings()
+        assert loaded.broker_url == "amqps://darkroom:x@darkroom-rabbitmq.darkroom.svc:5671//"
+        assert loaded.redis_url == "rediss://:x@darkroom-redis.darkroom.svc:6379/0"
+        assert loaded.ca_file == "/etc/darkroom/ca/ca.crt"
+
+
+def test_a_web_pod_goes_only_after_its_longest_request():
+    gunicorn = (ROOT / "config/gunicorn.conf.py").read_text()
+    longest = int(re.search(r"^graceful_timeout = (\d+)", gunicorn, re.MULTILINE)[1])
+    pod = pod_of(objects("production")["Deployment", "darkroom-web"])
+    pause = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
+    assert pause > web()["readinessProbe"]["periodSeconds"]
+    assert pod["terminationGracePeriodSeconds"] > pause + longest
+
+
+def test_a_worker_pod_has_time_to_finish_or_hand_back():
+    for name in "abc":
+        pod = pod_of(objects("everything")["Deployment", f"darkroom-worker-{name}"])
+        grace = next(v["value"] for v in pod["containers"][0]["env"] if v["name"] == "WORKER_GRACE")
+        assert pod["terminationGracePeriodSeconds"] > int(grace) + 10
+
+
+def test_workers_are_scaled_by_what_waits_and_what_runs():
+    made = objects("everything")
+    keda = made["ScaledObject", "darkroom-worker-a"]["spec"]
+    assert keda["triggers"][0]["metadata"] == {
+        "protocol": "http",
+        "mode": "QueueLength",
+        "queueName": "gen.tiny",
+        "value": "4",
+        "excludeUnacknowledged": "false",
+    }
+    assert ("TriggerAuthentication", keda["triggers"][0]["authenticationRef"]["name"]) in made
+    metric = made["HorizontalPodAutoscaler", "darkroom-worker-b"]["spec"]["metrics"][0]["external"]["metric"]
+    assert metric == {"name": "rabbitmq_queue_messages", "selector": {"matchLabels": {"queue": "gen.sd15"}}}
+    assert "replicas" not in made["Deployment", "darkroom-worker-a"]["spec"]
+    assert made["Deployment", "darkroom-worker-c"]["spec"]["replicas"] == 1
+
+
+# ---- RabbitMQ
+
+
+@pytest.fixture(scope="module")
+def broker_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rabbitmq")
+    for name, text in objects("everything")["ConfigMap", "darkroom-rabbitmq"]["data"].items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_the_queues_of_the_chart_are_those_that_the_application_declares(broker_files):
+    """A queue that exists with other arguments is refused, and with it every worker."""
+    catalogue = load_catalogue(str(ROOT / "config/models.yaml"), "")
+    celery = make_celery(Settings(signing_key="x" * 32), catalogue, "worker")
+    told = json.loads((broker_files / "definitions.json").read_text())
+    assert {queue["name"]: queue["arguments"] for queue in told["queues"]} == {
+        queue.name: queue.queue_arguments for queue in celery.conf.task_queues
+    }
+    assert {exchange["name"]: exchange["type"] for exchange in told["exchanges"]} == {
+        queue.exchange.name: queue.exchange.type for queue in celery.conf.task_queues
+    }
+    assert all(b["source"] == b["destination"] == b["routing_key"] for b in told["bindings"])
+    assert QUARANTINE in {queue["name"] for queue in told["queues"]}
+    assert isinstance(celery.conf.task_queues[0].exchange, Exchange)
+
+
+def test_the_definitions_hold_hashes_of_the_secrets_passwords(broker_files, tmp_path):
+    import base64
+    import hashlib
+
+    secrets = {"password": "correct", "monitor-password": "other", "erlang-cookie": "cookie"}
+    (tmp_path / "secrets").mkdir()
+    for name, value in secrets.items():
+        (tmp_path / "secrets" / name).write_text(value + "\n")
+    run(
+        tool("escript"),
+        broker_files / "definitions.escript",
+        broker_files / "definitions.json",
+        tmp_path / "secrets",
+        tmp_path,
+    )
+    users = {user["name"]: user for user in json.loads((tmp_path / "definitions.json").read_text())["users"]}
+    for user, password in (("darkroom", b"correct"), ("monitor", b"other")):
+        salted = base64.b64decode(users[user]["password_hash"])
+        assert salted[4:] == hashlib.sha256(salted[:4] + password).digest()
+    assert users["monitor"]["tags"] == "monitoring"
+    assert (tmp_path / ".erlang.cookie").read_text() == "cookie"
+    assert (tmp_path / ".erlang.cookie").stat().st_mode & 0o777 == 0o400
+
+
+def test_the_broker_waits_longer_for_a_job_than_a_job_may_take(broker_files):
+    waits = int(re.search(r"consumer_timeout = (\d+)", (broker_files / "rabbitmq.conf").read_text())[1])
+    assert waits / 1000 > Settings.model_fields["time_limit"].default
+
+
+def test_rabbitmq_has_three_nodes_that_know_each_other(broker_files):
+    told = (broker_files / "rabbitmq.conf").read_text()
+    stateful = objects("everything")["StatefulSet", "darkroom-rabbitmq"]["spec"]
+    domain = f"{stateful['serviceName']}.darkroom.svc.cluster.local"
+    nodes = re.findall(r"nodes\.\d+ = (\S+)", told)
+    assert nodes == [f"rabbit@darkroom-rabbitmq-{number}.{domain}" for number in range(3)]
+    assert "target_group_size = 3" in told
+    assert "listeners.tcp = none" in told
+
+
+def test_rabbitmq_and_redis_are_those_that_the_tests_run_with():
+    services = (ROOT / "script/services").read_text()
+    images = dict(re.findall(r"^(\w+)_image=(\S+)", services, re.MULTILINE))
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    for name in ("rabbitmq", "redis"):
+        assert values[name]["image"] == f"docker.io/library/{images[name]}"
+
+
+# ---- Redis
+
+
+def test_a_real_redis_takes_the_charts_configuration_and_the_secrets_password(tmp_path):
+    """The command of the pod, its folders moved here: it must keep its data and know nobody without a password."""
+    server, client = tool("redis-server"), tool("redis-cli")
+    made = objects("minikube")
+    socket = tmp_path / "redis.sock"
+    config = made["ConfigMap", "darkroom-redis"]["data"]["redis.conf"]
+    assert "port 6379" in config
+    moved = config.replace("dir /data", f"dir {tmp_path}").replace("port 6379", f"port 0\nunixsocket {socket}")
+    (tmp_path / "redis.conf").write_text(moved)
+    container = pod_of(made["StatefulSet", "darkroom-redis"])["containers"][0]
+    shell, option, script = container["command"]
+    process = subprocess.Popen(
+        [shell, option, script.replace("/etc/redis/redis.conf", str(tmp_path / "redis.conf"))],
+        env={"REDISCLI_AUTH": "correct", "PATH": f"{server.rpartition('/')[0]}:/usr/bin:/bin"},
+        stdout=subprocess.DEVNULL,
+    )
+
+    def ask(*words, password):
+        return run(client, "-s", socket, *words, check=False, env={"REDISCLI_AUTH": password}).stdout.strip()
+
+    try:
+        while ask("ping", password="correct") != "PONG":
+            assert process.poll() is None
+        assert "NOAUTH" in ask("ping", password="")
+        assert ask("config", "get", "maxmemory-policy", password="correct").endswith("noeviction")
+        assert ask("config", "get", "appendonly", password="correct").endswith("yes")
+        assert "correct" not in run("ps", "-o", "args=", "-p", process.pid).stdout
+    finally:
+        process.terminate()
+        process.wait()
+
+
+# ---- Values, ingress and documents
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        'image__tag="latest"',
+        'storage__url="s3://bucket"',
+        'settings={"BROKER_URL": "amqp://secret"}',
+        "rabbitmq__replicas=2",
+        'ingress__flavour="other"',
+        "web__replica=3",
+        'workers=[{"name": "a"}]',
+        "apiKeys__allowAnonymous=false",
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_is_made(wrong):
+    name, _, value = wrong.partition("=")
+    given = ["--values", CHART / "values-minikube.yaml", "--set-json", f"{name.replace('__', '.')}={value}"]
+    assert run(tool(TOOLS / "programs/helm4"), "template", "darkroom", CHART, *given, check=False).returncode != 0
+
+
+def test_the_ingress_speaks_to_one_controller_and_tells_it_the_limits():
+    limits = yaml.safe_load((CHART / "values.yaml").read_text())["ingress"]["limits"]
+    f5 = objects("production")["Ingress", "darkroom"]["metadata"]["annotations"]
+    assert f5["nginx.org/limit-req-rate"] == f"{limits['rateRps']}r/s"
+    assert f5["nginx.org/client-max-body-size"] == str(limits["bodySize"])
+    community = objects("everything")["Ingress", "darkroom"]["metadata"]["annotations"]
+    assert community["nginx.ingress.kubernetes.io/limit-rps"] == str(limits["rateRps"])
+    assert {name.partition("/")[0] for name in community} == {"nginx.ingress.kubernetes.io"}
+
+
+def test_pictures_pass_the_ingress_only_where_they_are_stored_behind_it():
+    limits = yaml.safe_load((CHART / "values.yaml").read_text())["ingress"]["limits"]
+    annotations = objects("minikube")["Ingress", "darkroom"]["metadata"]["annotations"]
+    assert annotations["nginx.org/client-max-body-size"] == str(limits["uploadBodySize"])
+
+
+def test_the_readme_of_each_chart_has_its_values():
+    python = shutil.which("python3") or "python3"
+    run(ROOT / ".venv/bin/python" if (ROOT / ".venv").exists() else python, ROOT / "script/chart-docs", "--check")
+
+
+def test_every_value_is_known_to_the_schema():
+    def keys(values, path=()):
+        for name, value in values.items():
+            yield (*path, name)
+            if isinstance(value, dict):
+                yield from keys(value, (*path, name))
+
+    def known(path, schema):
+        if "$ref" in schema:
+            schema = whole["$defs"][schema["$ref"].rpartition("/")[2]]
+        if not path or isinstance(schema.get("additionalProperties"), dict):
+            return True
+        return path[0] in schema.get("properties", {}) and known(path[1:], schema["properties"][path[0]])
+
+    whole = json.loads((CHART / "values.schema.json").read_text())
+    assert not [path for path in keys(yaml.safe_load((CHART / "values.yaml").read_text())) if not known(path, whole)]

@@ -1,0 +1,142 @@
+"""infra/: what Terraform itself says of it, with Google's schema; and what must agree with the application."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+import yaml
+
+from app.settings import Settings
+from tests.deploy.programs import ROOT, TOOLS, run, tool
+
+INFRA = ROOT / "infra"
+CODE = {path: path.read_text() for path in INFRA.glob("**/*.tf")}
+
+
+@pytest.fixture(scope="module")
+def environ(tmp_path_factory):
+    """Here `terraform init` finds the stand-in for Google's provider, and nothing else."""
+    tool("terraform")
+    python = tool(TOOLS / "deploy/bin/python")
+    folder = tmp_path_factory.mktemp("terraform")
+    schema = slim(json.loads((TOOLS / "programs/google.json").read_text()))
+    (folder / "google.json").write_text(json.dumps(schema))
+    name = f"registry.terraform.io/hashicorp/google/{schema['version']}/{platform()}"
+    program = folder / name / f"terraform-provider-google_v{schema['version']}"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!/bin/sh\nexec {python} {ROOT}/tests/deploy/provider.py {folder}/google.json\n")
+    program.chmod(0o755)
+    mirror = f'filesystem_mirror {{\n    path = "{folder}"\n  }}'
+    told = f"disable_checkpoint = true\nprovider_installation {{\n  {mirror}\n}}\n"
+    (folder / "terraformrc").write_text(told)
+    return {**os.environ, "TF_CLI_CONFIG_FILE": str(folder / "terraformrc")}
+
+
+def platform():
+    machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+    return f"{os.uname().sysname.lower()}_{machine}"
+
+
+def slim(schema):
+    """Only the kinds that the code uses: Terraform asks for all of them at each start."""
+    used = set(re.findall(r'(?:resource|data) "(\w+)"', "".join(CODE.values())))
+    kinds = {
+        part: {name: block for name, block in schema[part].items() if name in used} for part in ("resources", "data")
+    }
+    assert used == set(kinds["resources"]) | set(kinds["data"])
+    return schema | kinds
+
+
+@pytest.mark.timeout(300)
+def test_format_validity_and_terraforms_own_tests(environ):
+    told = run(INFRA / "ci/check-terraform", env=environ)
+    assert told.stdout.count("The configuration is valid.") == 3
+    passed, failed = re.search(r"(\d+) passed, (\d+) failed", told.stdout).groups()
+    assert int(passed) >= 11
+    assert failed == "0"
+
+
+@pytest.fixture(scope="module")
+def root(environ, tmp_path_factory):
+    """A copy of infra/, and a command that validates it."""
+    folder = tmp_path_factory.mktemp("copy") / "infra"
+    shutil.copytree(INFRA, folder)
+
+    def terraform(*words, check=True):
+        return run("terraform", f"-chdir={folder}/envs/prod", *words, "-no-color", env=environ, check=check)
+
+    terraform("init", "-backend=false", "-input=false")
+    terraform.folder = folder
+    return terraform
+
+
+@pytest.mark.parametrize(
+    ("file", "right", "wrong", "told"),
+    [
+        ("bucket/main.tf", "uniform_bucket_level_access", "uniform_bucket_access", "Unsupported argument"),
+        ("network/main.tf", "log_config", "log_configuration", "Unsupported block type"),
+        ("stack/main.tf", "module.bucket.url", "module.bucket.uri", "Unsupported attribute"),
+        ("redis/main.tf", "google_redis_instance", "google_redis_instanz", "Invalid resource type"),
+        ("gpu_worker/main.tf", "var.secret_prefix", "var.secret_prefics", "Reference to undeclared"),
+    ],
+)
+def test_a_mistake_is_found(root, file, right, wrong, told):
+    path = root.folder / "modules" / file
+    text = path.read_text()
+    assert right in text
+    path.write_text(text.replace(right, wrong, 1))
+    try:
+        done = root("validate", check=False)
+    finally:
+        path.write_text(text)
+    assert done.returncode == 1
+    assert told in done.stderr
+
+
+# ---- What must agree
+
+
+def default(module, variable):
+    text = (INFRA / "modules" / module / "variables.tf").read_text()
+    return re.search(rf'variable "{variable}" {{.*?default\s+= (\S+)\n', text, re.DOTALL)[1]
+
+
+def test_pictures_live_as_long_as_their_records():
+    assert int(default("stack", "result_ttl")) == Settings.model_fields["result_ttl"].default
+
+
+def test_what_a_machine_is_told_are_settings_of_the_application():
+    text = (INFRA / "modules/gpu_worker/main.tf").read_text()
+    environment = re.search(r"environment = merge\(\{(.*?)\n  scripts = ", text, re.DOTALL)[1]
+    own = {"IMAGE", "GPUS", "SECRET_PREFIX", "STOP_SECONDS", "OTEL_UPSTREAM", "ELASTICSEARCH_URL"}
+    assert set(re.findall(r"^ +([A-Z_]+) +=", environment, re.MULTILINE)) - own <= {
+        name.upper() for name in Settings.model_fields
+    }
+
+
+def test_the_roots_use_queues_of_the_catalogue():
+    queues = {model["queue"] for model in yaml.safe_load((ROOT / "config/models.yaml").read_text())["models"]}
+    used = {queue for code in CODE.values() for queue in re.findall(r'queue\s+= "(gen\.[\w.-]+)"', code)}
+    assert used
+    assert used <= queues
+
+
+def test_the_cluster_and_the_chart_agree_on_networks_and_accounts():
+    values = yaml.safe_load((ROOT / "charts/darkroom/values-production.yaml").read_text())
+    ranges = dict(
+        re.findall(r'(\w+)\s+= optional\(string, "([^"]+)"\)', (INFRA / "modules/network/variables.tf").read_text())
+    )
+    assert values["rabbitmq"]["internalLoadBalancer"]["sourceRanges"] == [ranges["workers"]]
+    assert values["redis"]["external"]["egress"][0]["cidr"] == ranges["managed"]
+    roles = re.search(r"in_cluster = toset\(\[(.*?)\]\)", (INFRA / "modules/identity/main.tf").read_text())[1]
+    assert set(re.findall(r'"(\w+)"', roles)) == set(values["serviceAccounts"])
+
+
+def test_nothing_is_reached_from_the_world_but_what_serves_it():
+    for path, code in CODE.items():
+        for open_to_all in re.finditer(r"0\.0\.0\.0/0", code):
+            assert "condition" in code[: open_to_all.start()].splitlines()[-1], path
+        assert "allUsers" not in re.sub(r"condition.*", "", code)
+        assert "access_config" not in re.sub(r"#.*", "", code)
