@@ -1,10 +1,12 @@
 """One job, from the claim to the end: claim → input → model → storage → finish. Plain Python, no Celery, no Flask."""
 
 import json
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext, suppress
+from functools import partial
 from typing import Any, Protocol
 
 import structlog
@@ -27,6 +29,7 @@ from app.errors import (
 )
 from app.lease import Lease
 from app.line import Line
+from app.patience import PatientStorage
 from app.pictures import Picture, decode, decode_mask, encode, reread
 from app.previews import Look, Previews, Window
 from app.record import Job, Phase
@@ -68,6 +71,7 @@ class Runner:
         self._models = models
         self._line = line
         self._name = name
+        self._storage: PatientStorage
 
     def run(self, message: dict[str, Any]) -> dict[str, Any]:
         """Run the job whose turn this message is; its id and the verdict. Raises JobError when it FAILED."""
@@ -135,6 +139,8 @@ class Runner:
         jobs, started = self._services.jobs, time.monotonic()
         try:
             with Lease(jobs, job.task_id, token, self._services.settings.lease) as lease:
+                left = partial(self._time_left, job, started)
+                self._storage = PatientStorage(self._services.storage, lease, left)
                 self._work(job, lease)
         except (ClaimLost, DeviceLost):
             raise
@@ -151,10 +157,23 @@ class Runner:
             self._fail(job, token, error)
             raise
         except StorageUnavailable as error:
+            if self._deadline_in(job) > AT_LAST:
+                # The time of one worker is over, not yet the job's.
+                jobs.release(job.task_id, token)
+                raise ClaimLost(f"{job.task_id}: released") from error
             raise self._fail(job, token, StorageFailed(str(error))) from error
         except (Exception, MemoryError) as error:
             log.exception("job.failed_unexpectedly", task_id=job.task_id)
             raise self._fail(job, token, Internal("The worker met a fault of its own; its log knows more.")) from error
+
+    def _deadline_in(self, job: Job) -> float:
+        return (job.deadline_at or math.inf) - self._services.jobs.now()
+
+    def _time_left(self, job: Job, started: float) -> float:
+        """Seconds that this worker may still spend on the job, which began at that monotonic time."""
+        worker = self._services.settings.time_limit - (time.monotonic() - started)
+        # A little less than there is: the sweep and the time limit must not come first.
+        return min(self._deadline_in(job), worker) - AT_LAST
 
     def _fail(self, job: Job, token: str, error: JobError) -> JobError:
         self._services.jobs.fail(job.task_id, error, token)
@@ -195,8 +214,8 @@ class Runner:
 
     @tracing.span("job.fetch_input")
     def _fetched(self, url: str, what: str) -> bytes:
-        storage, limit = self._services.storage, self._services.settings.upload_max_bytes
-        data = storage.get(storage.name_of(url), limit)
+        name, limit = self._services.storage.name_of(url), self._services.settings.upload_max_bytes
+        data = self._storage.get(name, limit)
         if data is None:
             raise InputInvalid(f"The {what} is not there.")
         return data
@@ -229,7 +248,7 @@ class Runner:
         return None if None in pictures else [picture for picture in pictures if picture]
 
     def _stored(self, job: Job, index: int) -> Picture | None:
-        data = self._services.storage.get(output_name(job.task_id, index), MAX_OUTPUT_BYTES)
+        data = self._storage.get(output_name(job.task_id, index), MAX_OUTPUT_BYTES)
         return reread(data, job.params, index) if data else None
 
     @tracing.span("job.upload")
@@ -237,7 +256,7 @@ class Runner:
         """Upload one picture; where an earlier attempt came first, its picture is the result."""
         name = output_name(job.task_id, index)
         try:
-            self._services.storage.put(name, picture.data, "image/png")
+            self._storage.put(name, picture.data, "image/png")
         except ObjectExists:
             earlier = self._stored(job, index)
             if earlier is None:
@@ -269,6 +288,9 @@ class Runner:
 
 
 MAX_OUTPUT_BYTES = 500_000_000
+
+# Seconds that the last word of a job needs at most.
+AT_LAST = 2.0
 
 # Verdicts of a claim after which the turn goes to the next in line.
 _NOT_OURS = ("done", "held", "waiting", "missing")

@@ -43,6 +43,12 @@ class Lease:
         with suppress_instrumentation():
             self._jobs.renew(self.task_id, self.token, step, steps)
 
+    def check(self) -> None:
+        """Hold on without progress; raises ClaimLost, and Canceled when the client asked to stop."""
+        if self._lost.is_set():
+            raise ClaimLost(self.task_id)
+        self._jobs.renew(self.task_id, self.token)
+
     def advance(self, phase: Phase) -> None:
         """Enter the next phase; raises ClaimLost."""
         self._jobs.advance(self.task_id, self.token, phase)

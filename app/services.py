@@ -61,7 +61,8 @@ def build(settings: Settings, role: Role) -> Services:
         settings=settings,
         jobs=jobs,
         workers=WorkerRegistry(redis),
-        storage=make_storage(settings),
+        # A worker has a job to finish; in the web tier people wait.
+        storage=make_storage(settings, 30 if role == "worker" else 2),
         catalogue=catalogue,
         # Only the web tier is called by anyone.
         callers=load_callers(settings, redis) if role == "web" else Callers(redis),

@@ -101,10 +101,10 @@ def _plain(name: str) -> bool:
     return name.isascii() and name.isprintable() and all(part not in ("", ".", "..") for part in name.split("/"))
 
 
-def make_storage(settings: Settings) -> Storage:
-    """The store that `STORAGE_URL` names."""
+def make_storage(settings: Settings, seconds: float = 2) -> Storage:
+    """The store that `STORAGE_URL` names. One call of a bucket takes at most about `seconds`, tries included."""
     if settings.storage_url.startswith("gs:"):
-        return GCSStorage(settings.storage_url)
+        return GCSStorage(settings.storage_url, seconds)
     folder = Path(unquote(urlsplit(settings.storage_url).path))
     return LocalStorage(folder, settings.base_url, settings.signing_key.get_secret_value())
 
@@ -221,7 +221,8 @@ class LocalStorage:
 class GCSStorage:
     """Google Cloud Storage by its own client; credentials and endpoint come from the environment as Google says."""
 
-    def __init__(self, storage_url: str) -> None:
+    def __init__(self, storage_url: str, seconds: float) -> None:
+        self._seconds = seconds
         self._storage_url = storage_url.rstrip("/")
         self._prefix = urlsplit(storage_url).path.strip("/")
 
@@ -233,6 +234,13 @@ class GCSStorage:
 
         return storage.Client().bucket(urlsplit(self._storage_url).netloc)
 
+    @cached_property
+    def _bounds(self) -> dict[str, Any]:
+        """How long one call may take; left to itself the client tries for two minutes."""
+        from google.cloud.storage.retry import DEFAULT_RETRY
+
+        return {"timeout": self._seconds, "retry": DEFAULT_RETRY.with_timeout(self._seconds)}
+
     def put(self, name: str, data: bytes, content_type: str) -> ObjectInfo:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
@@ -240,7 +248,7 @@ class GCSStorage:
         try:
             self._call(
                 lambda: blob.upload_from_string(
-                    data, content_type=content_type, if_generation_match=0, checksum="crc32c"
+                    data, content_type=content_type, if_generation_match=0, checksum="crc32c", **self._bounds
                 )
             )
         except PreconditionFailed:
@@ -254,7 +262,7 @@ class GCSStorage:
 
         blob = self._blob(name)
         try:
-            data: bytes = self._call(lambda: blob.download_as_bytes(end=max_bytes, checksum=None))
+            data: bytes = self._call(lambda: blob.download_as_bytes(end=max_bytes, checksum=None, **self._bounds))
         except NotFound:
             return None
         except RequestRangeNotSatisfiable:
@@ -265,14 +273,14 @@ class GCSStorage:
         return data
 
     def stat(self, name: str) -> ObjectInfo | None:
-        blob = self._call(lambda: self._bucket.get_blob(self._full(name)))
+        blob = self._call(lambda: self._bucket.get_blob(self._full(name), **self._bounds))
         return ObjectInfo(blob.size, blob.crc32c) if blob else None
 
     def delete(self, name: str) -> None:
         from google.api_core.exceptions import NotFound
 
         with suppress(NotFound):
-            self._call(self._blob(name).delete)
+            self._call(lambda: self._blob(name).delete(**self._bounds))
 
     def upload_url(self, name: str, seconds: int, max_bytes: int) -> SignedUpload:  # noqa: ARG002, see SignedUpload
         return SignedUpload(self._sign("PUT", name, seconds))

@@ -8,6 +8,7 @@ from typing import Any
 
 from celery import Celery, shared_task
 from kombu import Exchange, Queue
+from kombu.transport import TRANSPORT_ALIASES
 
 from app import tls
 from app.errors import JobError
@@ -68,13 +69,14 @@ def _rabbitmq(_: Settings, catalogue: Catalogue, role: str) -> dict[str, Any]:
 
 
 def _embedded(settings: Settings, catalogue: Catalogue, role: str) -> dict[str, Any]:
+    # By its aliases: kombu knows only from them that a `rediss://` is to be spoken to in TLS.
+    TRANSPORT_ALIASES.update(dict.fromkeys(("redis", "rediss"), "app.transport:Transport"))
     # Far above the time limit: a message must not come again while its job is at work. Leases find lost jobs.
     options = {"visibility_timeout": 4 * settings.time_limit, "unacked_restore_interval": 5}
     timeouts = (
         {} if role == "worker" else {"socket_timeout": PUBLISH_TIMEOUT, "socket_connect_timeout": PUBLISH_TIMEOUT}
     )
     return {
-        "broker_transport": "app.transport:Transport",
         "broker_transport_options": {**options, **timeouts},
         "task_queues": [Queue(name, Exchange(name, type="topic"), routing_key=name) for name in catalogue.queues()],
     }

@@ -35,6 +35,6 @@ class Channel(redis.Channel):
 
 
 class Transport(redis.Transport):
-    """For `redis://` brokers; Celery finds it by BROKER_TRANSPORT in tasks.py."""
+    """For `redis://` and `rediss://` brokers; kombu finds it by its aliases, which tasks.py sets."""
 
     Channel = Channel

@@ -3,13 +3,16 @@
 import dataclasses
 import hashlib
 import io
+import math
 import signal
 
 import pytest
 from PIL import Image
 
+from app import patience
 from app.errors import (
     AttemptsExhausted,
+    Canceled,
     DeadlineExceeded,
     GpuOutOfMemory,
     InputInvalid,
@@ -247,11 +250,60 @@ def test_a_declared_failure_of_the_model_is_told_with_its_code(services, queued)
     assert error == {"code": "gpu_out_of_memory", "message": "64x64 does not fit", "retryable": False}
 
 
-def test_a_store_that_is_away_fails_the_job(services, queued):
+class Away:
+    """A store that refuses so many writes, and does something at each."""
+
+    def __init__(self, storage, times=math.inf, at_each=lambda: None):
+        self._storage, self._times, self._at_each = storage, times, at_each
+
+    def get(self, name, max_bytes):
+        return self._storage.get(name, max_bytes)
+
+    def put(self, *args):
+        self._at_each()
+        self._times -= 1
+        if self._times >= 0:
+            raise StorageUnavailable("away")
+        return self._storage.put(*args)
+
+
+@pytest.fixture
+def away(services, monkeypatch):
+    """Makes services whose store is away for a while."""
+    monkeypatch.setattr(patience, "PAUSE", 0.01)
+
+    def make(**how):
+        settings = services.settings.model_copy(update={"time_limit": how.pop("time_limit", 1500)})
+        return dataclasses.replace(services, settings=settings, storage=Away(services.storage, **how))
+
+    return make
+
+
+def test_a_store_that_comes_back_costs_the_job_nothing_but_time(away, queued):
     new = queued()
+    assert run(away(times=3), new)["verdict"] == "succeeded"
+
+
+def test_a_store_that_stays_away_until_the_deadline_fails_the_job(away, services, queued):
+    new = queued(deadline_seconds=2)
     with pytest.raises(StorageFailed):
-        run(services, new, raising(StorageUnavailable("away")))
+        run(away(), new)
     assert services.jobs.get(new.task_id).error["code"] == "storage_failed"
+
+
+def test_a_store_that_stays_away_for_one_workers_time_hands_the_job_back(away, services, queued):
+    new = queued()
+    assert run(away(time_limit=2), new)["verdict"] == "claim_lost"
+    left = services.jobs.get(new.task_id)
+    assert (left.phase, left.attempt, indexes(services.redis, new.task_id)) == (
+        Phase.QUEUED, 0, {"queued:gen.tiny", "deadlines", "unconfirmed"},
+    )  # fmt: skip
+
+
+def test_a_job_that_waits_for_its_store_can_be_canceled(away, services, queued):
+    new = queued()
+    with pytest.raises(Canceled):
+        run(away(at_each=lambda: services.jobs.cancel(new.task_id)), new)
 
 
 def test_a_worker_that_does_not_serve_the_model_says_so(services, queued):
