@@ -1,14 +1,18 @@
 """The signed URLs of `file://` storage, served by the web tier. With `gs://` clients talk to the bucket itself."""
 
 import time
+from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, Response, request, send_file
-from werkzeug.exceptions import Forbidden, NotFound, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, Forbidden, NotFound, RequestEntityTooLarge
 
 from app.storage import LocalStorage, Permit
 
 CHUNK = 1 << 20
+
+# What of a refused upload is read all the same.
+PATIENCE_BYTES = 32 << 20
 
 
 def files(storage: LocalStorage) -> Blueprint:
@@ -30,6 +34,15 @@ def files(storage: LocalStorage) -> Blueprint:
             raise RequestEntityTooLarge(f"At most {permit.max_bytes} bytes.")
         storage.write(permit.name, lambda target: _copy(target, permit.max_bytes))
         return Response(status=200)
+
+    @blueprint.after_request
+    def take_the_rest(response: Response) -> Response:
+        """Who is refused while still sending would see a broken connection instead of the reason."""
+        request.max_content_length = PATIENCE_BYTES
+        with suppress(RequestEntityTooLarge, ClientDisconnected):
+            while request.stream.read(CHUNK):
+                pass
+        return response
 
     return blueprint
 

@@ -7,6 +7,7 @@ import threading
 import uuid
 from urllib.parse import urlsplit
 
+import flask
 import pytest
 from jsonschema_rs import validator_for
 from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
@@ -497,3 +498,12 @@ def test_an_open_door_answers_only_to_the_names_of_this_machine(client):
     answer = client.get("/tasks", headers={"Host": "rebound.example"})
     assert (answer.status_code, answer.mimetype) == (400, "application/problem+json")
     assert client.get("/tasks", headers={"Host": "127.0.0.1:8000"}).status_code == 200
+
+
+@pytest.mark.parametrize(("hops", "seen"), [(0, "127.0.0.1"), (1, "10.0.0.2"), (2, "10.0.0.1")])
+def test_only_the_trusted_proxies_say_who_the_client_is(services, hops, seen):
+    settings = services.settings.model_copy(update={"trusted_proxies": hops})
+    app = create_app(dataclasses.replace(services, settings=settings))
+    app.add_url_rule("/who", "who", lambda: flask.request.remote_addr)
+    answer = app.test_client().get("/who", headers={"X-Forwarded-For": "6.6.6.6, 10.0.0.1, 10.0.0.2"})
+    assert answer.text == seen
