@@ -1,0 +1,149 @@
+"""compose.yaml, as docker compose itself reads it; script/check-images brings it up."""
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+import yaml
+
+from app.settings import Settings
+from tests.backends import skip_or_fail
+from tests.stack import ROOT
+
+pytestmark = pytest.mark.deploy
+OURS = ["web", "courier", "worker", "worker-gpu"]
+
+
+def program():
+    """docker compose, or the same program that script/tools fetched."""
+    bundled = ROOT / "var/tools/compose/docker-compose"
+    if bundled.exists():
+        return [str(bundled)]
+    docker = shutil.which("docker")
+    if docker is None or subprocess.run([docker, "compose", "version"], check=False, capture_output=True).returncode:
+        skip_or_fail("needs docker compose: script/tools compose")
+    return [docker, "compose"]
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory):
+    """What script/secrets makes, in a checkout of its own."""
+    checkout = tmp_path_factory.mktemp("checkout")
+    for name in ("script", "config"):
+        shutil.copytree(ROOT / name, checkout / name)
+    shutil.copy(ROOT / "compose.yaml", checkout)
+    for _ in range(2):
+        told = subprocess.run([checkout / "script/secrets"], check=True, capture_output=True, text=True, timeout=30)
+    return checkout, told.stdout
+
+
+def config(checkout, *arguments, **environ):
+    command = [*program(), "--project-directory", str(checkout), "-f", str(checkout / "compose.yaml"), *arguments]
+    environ = {"PATH": os.environ["PATH"], "HOME": str(checkout), **environ}
+    return subprocess.run(command, env=environ, check=False, capture_output=True, text=True, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def services(secrets):
+    told = config(secrets[0], "--profile", "*", "config")
+    assert told.returncode == 0, told.stderr
+    return yaml.safe_load(told.stdout)["services"]
+
+
+def test_secrets_are_made_once_and_for_nobody_else(secrets):
+    checkout, second = secrets
+    assert second == ""
+    assert (checkout / ".env").stat().st_mode & 0o077 == 0
+    assert (checkout / "var/compose/tls/tls.key").stat().st_mode & 0o077 == 0
+    passwords = re.findall(r"^(?:\w+_PASSWORD|SIGNING_KEY)=(.*)$", (checkout / ".env").read_text(), re.MULTILINE)
+    assert len(set(passwords)) == 4
+    assert all(len(password) == 48 for password in passwords)
+
+
+def test_without_secrets_compose_says_what_to_run(tmp_path):
+    shutil.copy(ROOT / "compose.yaml", tmp_path)
+    told = config(tmp_path, "config")
+    assert told.returncode != 0
+    assert "run script/secrets first" in told.stderr
+
+
+def test_the_worker_is_the_one_of_the_chosen_profile(secrets):
+    def chosen(*arguments):
+        return set(config(secrets[0], *arguments, "config", "--services").stdout.split())
+
+    assert chosen() & {"worker", "worker-gpu"} == {"worker"}
+    assert chosen("--profile", "gpu") & {"worker", "worker-gpu"} == {"worker-gpu"}
+
+
+def test_every_service_is_restrained_and_heals(services):
+    for name, service in services.items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["restart"] == "unless-stopped", name
+        assert service["init"], name
+
+
+def test_only_nginx_and_flower_are_published_and_on_this_machine_alone(services):
+    published = {name: [port["host_ip"] for port in s["ports"]] for name, s in services.items() if "ports" in s}
+    assert published == {"nginx": ["127.0.0.1"] * 2, "flower": ["127.0.0.1"]}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_role_gets_only_settings_that_there_are(services, name):
+    names = set(services[name]["environment"]) - {"GOOGLE_APPLICATION_CREDENTIALS"}
+    assert names <= {setting.upper() for setting in Settings.model_fields}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_role_starts_with_its_settings(services, name):
+    given = {key.lower(): value for key, value in services[name]["environment"].items() if value not in ("", None)}
+    given.pop("google_application_credentials", None)
+    settings = Settings(**given)
+    assert settings.storage_url == "file:///var/lib/darkroom"
+    assert "pictures" in [volume.get("source") for volume in services[name]["volumes"]]
+
+
+def test_a_stopped_role_has_the_time_that_it_may_take(services):
+    seconds = {name: int(service.get("stop_grace_period", "10s").rstrip("s")) for name, service in read_times(services)}
+    gunicorn = (ROOT / "config/gunicorn.conf.py").read_text()
+    assert seconds["web"] > int(re.search(r"graceful_timeout = (\d+)", gunicorn)[1])
+    assert seconds["worker"] > Settings.model_fields["worker_grace"].default + 10
+    assert seconds["courier"] > Settings.model_fields["webhook_timeout"].default
+    assert seconds["nginx"] > seconds["web"]
+
+
+def read_times(services):
+    """Compose writes 75 s as 1m15s."""
+    for name, service in services.items():
+        minutes, _, rest = service.get("stop_grace_period", "10s").rpartition("m")
+        yield name, {"stop_grace_period": f"{int(minutes or 0) * 60 + int(rest.rstrip('s') or 0)}s"}
+
+
+def test_redis_keeps_every_job_as_the_tests_redis_does(services):
+    command = " ".join(services["redis"]["command"])
+    tests = re.search(r"redis_settings=\((.*)\)", (ROOT / "script/services").read_text())[1]
+    for option in tests.replace('""', "").replace("ziplist", "listpack").replace("--", "\0--").split("\0"):
+        assert " ".join(option.split()) in command.replace('""', "")
+
+
+def test_images_are_those_that_the_tests_run_on(services):
+    script = (ROOT / "script/services").read_text()
+    for name in ("redis", "rabbitmq"):
+        assert services[name]["image"] == re.search(rf"^{name}_image=(.*)$", script, re.MULTILINE)[1]
+    exporter = re.search(r"prometheus-exporter-celery==(\S+)", (ROOT / "requirements/celery-exporter.txt").read_text())[
+        1
+    ]
+    assert services["celery-exporter"]["image"].endswith(f":{exporter}")
+
+
+def test_rabbitmq_waits_for_a_consumer_longer_than_a_job_may_take():
+    milliseconds = int(re.search(r"consumer_timeout = (\d+)", (ROOT / "config/rabbitmq.conf").read_text())[1])
+    assert milliseconds > 1000 * Settings.model_fields["time_limit"].default
+
+
+def test_every_image_of_others_has_a_stand_in(services):
+    theirs = {name for name in services if name not in OURS and not services[name].get("profiles")}
+    assert theirs == {path.stem for path in (ROOT / "tests/deploy/stand-ins").glob("*.Dockerfile")}
