@@ -144,6 +144,16 @@ def test_rabbitmq_waits_for_a_consumer_longer_than_a_job_may_take():
     assert milliseconds > 1000 * Settings.model_fields["time_limit"].default
 
 
+def test_the_names_that_the_docs_offer_for_env_are_read():
+    table = re.search(r"^\| name \| default .*?\n\n", (ROOT / "docs/deploy.md").read_text(), re.MULTILINE | re.DOTALL)[
+        0
+    ]
+    offered = {name for row in table.splitlines()[2:] for name in re.findall(r"`([A-Z_]+)[`=]", row)}
+    read = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "compose.yaml").read_text())) | {"COMPOSE_PROFILES"}
+    assert offered
+    assert offered <= read
+
+
 def test_every_image_of_others_has_a_stand_in(services):
     theirs = {name for name in services if name not in OURS and not services[name].get("profiles")}
     assert theirs == {path.stem for path in (ROOT / "tests/deploy/stand-ins").glob("*.Dockerfile")}

@@ -16,7 +16,15 @@ def test_the_table_of_settings_is_the_one_in_the_code():
     assert settings.table() in (ROOT / "config/README.md").read_text()
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", "config/README.md", "docs/cli.md", "docs/jobs.md", "docs/webhooks.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "config/README.md",
+    "docs/cli.md",
+    "docs/deploy.md",
+    "docs/jobs.md",
+    "docs/webhooks.md",
+]
 
 
 @pytest.mark.parametrize("page", PAGES)
