@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from app import __version__
-from tests.deploy.programs import ROOT, run, tool
+from tests.deploy.programs import ROOT, pod_of, rendered, run, tool
 
 GROOVY = "/usr/share/java/groovy-all.jar:/usr/share/java/commons-cli.jar"
 
@@ -331,3 +331,55 @@ def test_a_worker_runs_with_few_rights_and_its_secrets_are_no_arguments(tmp_path
     assert "--publish 9465:9464" in started
     assert "--gpus device=1" in started
     assert set(re.findall(r"--env (\w+)", started)) <= {name.upper() for name in Settings.model_fields}
+
+
+# ---- Secrets of a cluster
+
+KUBECTL = """
+[[ $* != *" get "* && $1 != get ]] || exit 1
+for each in "$@"; do
+  [[ $each == --from-file=* ]] || continue
+  pair=${each#--from-file=}
+  mkdir -p "$SECRETS/$6"
+  cp "${pair#*=}" "$SECRETS/$6/${pair%%=*}"
+done
+"""
+
+
+def test_the_secrets_that_are_made_are_those_that_the_chart_names(script, path, tmp_path):
+    path(kubectl=KUBECTL)
+    done = script("cluster-secrets", SECRETS=str(tmp_path / "secrets"), BROKER_HOST="broker.darkroom.internal")
+    made = {folder.name: {file.name for file in folder.iterdir()} for folder in (tmp_path / "secrets").iterdir()}
+    named = secrets_of(
+        rendered("darkroom", values="values-minikube.yaml", tls__enabled="true", tls__caSecret='"darkroom-tls"')
+    )
+    assert {name: named[name] - made[name] for name in named} == {name: set() for name in named}
+    for folder in (tmp_path / "secrets").iterdir():
+        for file in folder.iterdir():
+            assert file.read_text() not in "".join(done.notes) + done.stdout
+    certificate = tmp_path / "secrets/darkroom-tls"
+    run("openssl", "verify", "-CAfile", certificate / "ca.crt", certificate / "tls.crt")
+    for host in ("darkroom-rabbitmq.darkroom.svc", "darkroom-redis.darkroom.svc", "broker.darkroom.internal"):
+        told = run("openssl", "x509", "-in", certificate / "tls.crt", "-noout", "-checkhost", host).stdout
+        assert "does match" in told
+
+
+def secrets_of(objects):
+    """The Secrets that a chart's pods read: name -> keys."""
+    found = {}
+    for thing in objects.values():
+        pod = pod_of(thing) or {}
+        for container in pod.get("containers", []) + pod.get("initContainers", []):
+            for variable in container.get("env", []):
+                if chosen := variable.get("valueFrom", {}).get("secretKeyRef"):
+                    found.setdefault(chosen["name"], set()).add(chosen["key"])
+        for volume in pod.get("volumes", []):
+            if "secret" in volume:
+                keys = {item["key"] for item in volume["secret"].get("items", [])}
+                found.setdefault(volume["secret"]["secretName"], set()).update(keys)
+    return found
+
+
+def test_secrets_that_are_there_stay_as_they_are(script, path):
+    path(kubectl="exit 0\n")
+    assert not [note for note in script("cluster-secrets").notes if "create" in note]

@@ -21,6 +21,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "config/README.md",
     "docs/cli.md",
+    "docs/cloud.md",
     "docs/deploy.md",
     "docs/jobs.md",
     "docs/webhooks.md",
