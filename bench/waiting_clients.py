@@ -84,7 +84,8 @@ class Waiter:
         self.ended_at = 0.0
         self.answer = b""
         self.socket = socket.create_connection(("127.0.0.1", port))
-        self.socket.sendall(f"GET /tasks/{task[0]}?wait=60 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        head = f"GET /tasks/{task[0]}?wait=60 HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+        self.socket.sendall(head.encode())
 
     def told(self) -> bool:
         """Read what is there; whether the answer is whole and says that the task is done."""
