@@ -132,7 +132,7 @@ class Runner:
                 self._work_under_lease(job, token)
             return "succeeded"
         except ClaimLost:
-            metrics.CLAIMS_LOST.labels(model).inc()
+            metrics.CLAIMS_LOST.inc()
             return "claim_lost"
 
     def _work_under_lease(self, job: Job, token: str) -> None:

@@ -84,7 +84,7 @@ MODEL_LOAD = Histogram(
     ["model_version"],
     buckets=_LOAD_SECONDS,
 )
-CLAIMS_LOST = Counter("darkroom_claims_lost_total", "Work given up: the claim on the job was lost.", ["model_version"])
+CLAIMS_LOST = Counter("darkroom_claims_lost_total", "Work given up: the claim on the job was lost.")
 # The newest value: the child that held memory before is gone.
 DEVICE_MEMORY = Gauge(
     "darkroom_device_memory_bytes",
@@ -109,6 +109,12 @@ WEBHOOK = Histogram(
 def begin(role: str) -> None:
     """Say who this process is."""
     BUILD.labels(role=role, version=__version__).set(1)
+    if role == "courier":
+        # There at 0 from the beginning: the first one of a kind is a rise too.
+        for reason in ("deadline_exceeded", "lease_expired", "upload_expired"):
+            SWEPT.labels(reason)
+        for outcome in ("delivered", "postponed", "given_up"):
+            WEBHOOK.labels(outcome)
 
 
 def registry(settings: Settings, *more: Collector) -> CollectorRegistry:

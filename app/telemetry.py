@@ -33,6 +33,7 @@ def setup(settings: Settings, role: str) -> None:
     """Logs and traces of this process."""
     tracing.setup(settings, role)
     logs(settings, role)
+    logging.captureWarnings(capture=True)
 
 
 def logs(settings: Settings, role: str) -> None:

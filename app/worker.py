@@ -123,7 +123,9 @@ def main(settings: Settings) -> int:
     celery.steps["worker"].add(ModelGate)
     # Unique for each start: the broker may still hold the queues of a namesake that it has not missed yet.
     name = f"{queue}-{secrets.token_hex(4)}@{settings.worker_name}"
-    worker = celery.Worker(hostname=name, queues=[queue], loglevel=settings.log_level, redirect_stdouts=False)
+    worker = celery.Worker(
+        hostname=name, queues=[queue], loglevel=settings.log_level, redirect_stdouts=False, quiet=True
+    )
     signals.worker_shutting_down.connect(lambda **_: _leave_within(settings.worker_grace, worker), weak=False)
     worker.start()
     services.workers.leave(name)

@@ -19,7 +19,8 @@ from tests.stack import ROOT, free_port, until
 
 # What script/services says, kept before the tests clean the environment.
 GIVEN = {
-    name: os.environ.get(name, "") for name in ("BROKER_URL", "REDIS_URL", "GCS_ENDPOINT", "RABBITMQ_MANAGEMENT_URL")
+    name: os.environ.get(name, "")
+    for name in ("BROKER_URL", "REDIS_URL", "GCS_ENDPOINT", "RABBITMQ_MANAGEMENT_URL", "RABBITMQ_METRICS")
 }
 
 

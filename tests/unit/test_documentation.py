@@ -24,6 +24,8 @@ PAGES = [
     "docs/cloud.md",
     "docs/deploy.md",
     "docs/jobs.md",
+    "docs/observability.md",
+    "docs/runbook.md",
     "docs/webhooks.md",
 ]
 

@@ -1,0 +1,75 @@
+"""Traces: which spans are made, and how a trace goes on over a record."""
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind
+
+from app import tracing
+from app.errors import GpuOutOfMemory
+from app.sampling import NoStrays
+from tests.things import job
+
+PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The spans that were made and ended."""
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.sampler = NoStrays(provider.sampler)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    return exporter.get_finished_spans
+
+
+def test_what_is_done_within_belongs_to_the_trace_of_the_record(made):
+    with tracing.continued(PARENT), tracing.span("step", task_id="7"):
+        assert tracing.trace_id() == "4bf92f3577b34da6a3ce929d0e0e4736"
+        assert tracing.traceparent().split("-")[1] == tracing.trace_id()
+    [span] = made()
+    assert f"{span.parent.span_id:016x}" == "00f067aa0ba902b7"
+    assert span.attributes["darkroom.task_id"] == "7"
+    assert tracing.trace_id() == ""
+
+
+def test_a_record_without_a_trace_joins_none(made):
+    with tracing.span("outer"), tracing.continued(None):
+        assert tracing.traceparent() is None
+
+
+def test_of_an_error_only_its_kind_is_kept(made):
+    with pytest.raises(GpuOutOfMemory), tracing.span("step"):
+        raise GpuOutOfMemory("a most secret prompt")
+    [span] = made()
+    assert span.attributes["error.type"] == "gpu_out_of_memory"
+    assert "secret" not in span.to_json()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "kept"),
+    [
+        ("EVALSHA", SpanKind.CLIENT, False),
+        ("GET /healthz", SpanKind.SERVER, False),
+        ("PUT /files/token/name", SpanKind.SERVER, False),
+        ("POST /generate", SpanKind.SERVER, True),
+        ("job.attempt", SpanKind.INTERNAL, True),
+    ],
+)
+def test_no_trace_begins_with_what_nobody_asked_for(made, name, kind, kept):
+    with tracing.span(name, kind):
+        pass
+    assert bool(made()) == kept
+
+
+def test_a_command_within_a_trace_is_part_of_it(made):
+    with tracing.span("job.claim"), tracing.span("EVALSHA", SpanKind.CLIENT):
+        pass
+    assert [span.name for span in made()] == ["EVALSHA", "job.claim"]
+
+
+def test_a_message_names_the_trace_of_its_job():
+    described = job(traceparent=PARENT)
+    assert type(described).from_message(described.message()).trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
