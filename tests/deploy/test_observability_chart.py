@@ -11,7 +11,6 @@ CHART = ROOT / "charts/observability"
 # By their nature: node-exporter sees the node, Filebeat reads root's files.
 ON_THE_NODE = {"node", "filebeat"}
 
-pytestmark = pytest.mark.skipif(not (CHART / "files").exists(), reason="charts/observability/files is not there yet")
 every_shape = pytest.mark.parametrize("shape", ["minikube", "production"])
 
 

@@ -12,6 +12,7 @@ from app.settings import Settings
 from tests.deploy.programs import ROOT, TOOLS, run, tool
 
 INFRA = ROOT / "infra"
+FILEBEAT = {"ELASTICSEARCH_URL", "IN_CLUSTER", "ON_GPU_VM"}
 CODE = {path: path.read_text() for path in INFRA.glob("**/*.tf")}
 
 
@@ -63,6 +64,7 @@ def root(environ, tmp_path_factory):
     """A copy of infra/, and a command that validates it."""
     folder = tmp_path_factory.mktemp("copy") / "infra"
     shutil.copytree(INFRA, folder)
+    shutil.copytree(ROOT / "charts", folder.parent / "charts")
 
     def terraform(*words, check=True):
         return run("terraform", f"-chdir={folder}/envs/prod", *words, "-no-color", env=environ, check=check)
@@ -110,7 +112,7 @@ def test_pictures_live_as_long_as_their_records():
 def test_what_a_machine_is_told_are_settings_of_the_application():
     text = (INFRA / "modules/gpu_worker/main.tf").read_text()
     environment = re.search(r"environment = merge\(\{(.*?)\n  scripts = ", text, re.DOTALL)[1]
-    own = {"IMAGE", "GPUS", "SECRET_PREFIX", "STOP_SECONDS", "OTEL_UPSTREAM", "ELASTICSEARCH_URL"}
+    own = {"IMAGE", "GPUS", "SECRET_PREFIX", "STOP_SECONDS", "JAEGER_ENDPOINT", "JAEGER_INSECURE", *FILEBEAT}
     assert set(re.findall(r"^ +([A-Z_]+) +=", environment, re.MULTILINE)) - own <= {
         name.upper() for name in Settings.model_fields
     }

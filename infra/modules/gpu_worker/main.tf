@@ -21,17 +21,21 @@ locals {
     MODEL_MEMORY = var.model_memory
     }, var.traces == "" ? {} : {
     OTEL_EXPORTER_OTLP_ENDPOINT = "http://172.17.0.1:4318"
-    OTEL_UPSTREAM               = var.traces
+    JAEGER_ENDPOINT             = var.traces
+    JAEGER_INSECURE             = "true"
     }, var.elasticsearch == "" ? {} : {
     ELASTICSEARCH_URL = var.elasticsearch
+    IN_CLUSTER        = "false"
+    ON_GPU_VM         = "true"
   }, { for name, image in local.helpers : "${upper(replace(name, "-", "_"))}_IMAGE" => image })
 
   scripts = { for name in ["darkroom-worker", "darkroom-deploy"] :
   "/usr/local/bin/${name}" => { mode = "0755", content = file("${path.module}/files/${name}") } }
   unit_files = { for name in concat(["worker@"], keys(local.helpers)) :
   "/etc/systemd/system/darkroom-${name}.service" => { mode = "0644", content = file("${path.module}/files/darkroom-${name}.service") } }
-  configs = { for name in ["collector.yaml", "filebeat.yml"] :
-  "/etc/darkroom/${name}" => { mode = "0644", content = file("${path.module}/files/${name}") } }
+  # The same as in the cluster.
+  configs = { for name, place in { "collector.yaml" = "traces/collector.yaml", "filebeat.yml" = "logs/filebeat.yml" } :
+  "/etc/darkroom/${name}" => { mode = "0644", content = file("${path.module}/../../../charts/observability/files/${place}") } }
   own = {
     "/etc/darkroom/version"    = { mode = "0644", content = "${var.worker_version}\n" }
     "/etc/darkroom/worker.env" = { mode = "0644", content = join("", [for name, value in local.environment : "${name}=${value}\n"]) }

@@ -142,7 +142,7 @@ variable "first_start_seconds" {
 }
 
 variable "traces" {
-  description = "The cluster's collector as machines reach it (http://…:4318); empty: no traces."
+  description = "Jaeger as machines reach it (host:4317); empty: no traces."
   type        = string
   default     = ""
 }
