@@ -10,16 +10,20 @@ import json
 import math
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import structlog
-from PIL import Image
 from redis import Redis
 
 from app.jobs import EVENTS, ask
 
+# The web tier hands previews on and has no pillow.
+if TYPE_CHECKING:
+    from PIL import Image
+
 log = structlog.get_logger("darkroom.previews")
 
-Look = Callable[[], Image.Image]
+Look = Callable[[], "Image.Image"]
 
 PAUSE = 0.5
 # Where a look takes long, the pause is so many times longer: looking never takes more than a twentieth of the time.
@@ -42,7 +46,7 @@ class Previews:
         """Whether somebody looks."""
         return bool(ask(lambda: self._redis.exists(_key(task_id))))
 
-    def publish(self, task_id: str, image: Image.Image) -> None:
+    def publish(self, task_id: str, image: "Image.Image") -> None:
         """Send a small JPEG to whoever follows the task."""
         event = {"task_id": task_id, "preview": base64.b64encode(_jpeg(image)).decode()}
         ask(lambda: self._redis.publish(EVENTS, json.dumps(event)))
@@ -76,7 +80,7 @@ def _key(task_id: str) -> str:
     return f"preview:{task_id}"
 
 
-def _jpeg(image: Image.Image) -> bytes:
+def _jpeg(image: "Image.Image") -> bytes:
     image = image.convert("RGB")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
     buffer = io.BytesIO()

@@ -9,7 +9,7 @@ import pytest
 
 from tests.stack import ROOT
 
-HEAVY = {"torch", "diffusers", "transformers", "numpy", "accelerate", "safetensors", "google.cloud.storage"}
+HEAVY = {"PIL", "torch", "diffusers", "transformers", "numpy", "accelerate", "safetensors", "google.cloud.storage"}
 # How the default model was made, and what only the child of a worker imports.
 NOT_FOR_ALL = (
     "app/models/tiny_scenes/", "app/models/devices.py", "app/models/pipelines.py", "app/models/residency.py",
