@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -58,7 +59,7 @@ def test_secrets_are_made_once_and_for_nobody_else(secrets):
     assert (checkout / ".env").stat().st_mode & 0o077 == 0
     assert (checkout / "var/compose/tls/tls.key").stat().st_mode & 0o077 == 0
     passwords = re.findall(r"^(?:\w+_PASSWORD|SIGNING_KEY)=(.*)$", (checkout / ".env").read_text(), re.MULTILINE)
-    assert len(set(passwords)) == 4
+    assert len(set(passwords)) == 5
     assert all(len(password) == 48 for password in passwords)
 
 
@@ -86,9 +87,10 @@ def test_every_service_is_restrained_and_heals(services):
         assert service["init"], name
 
 
-def test_only_nginx_and_flower_are_published_and_on_this_machine_alone(services):
+def test_only_nginx_and_pages_for_operators_are_published_and_on_this_machine_alone(services):
     published = {name: [port["host_ip"] for port in s["ports"]] for name, s in services.items() if "ports" in s}
-    assert published == {"nginx": ["127.0.0.1"] * 2, "flower": ["127.0.0.1"]}
+    alone = {name: ["127.0.0.1"] for name in ("flower", "grafana", "jaeger")}
+    assert published == {"nginx": ["127.0.0.1"] * 2, **alone}
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -152,6 +154,20 @@ def test_the_names_that_the_docs_offer_for_env_are_read():
     read = set(re.findall(r"\$\{([A-Z_]+)", (ROOT / "compose.yaml").read_text())) | {"COMPOSE_PROFILES"}
     assert offered
     assert offered <= read
+
+
+def test_every_file_that_a_service_reads_is_there(services, secrets):
+    bound = [volume["source"] for s in services.values() for volume in s.get("volumes", ()) if volume["type"] == "bind"]
+    files = [Path(source).relative_to(secrets[0]) for source in bound]
+    assert [file for file in files if file.parts[0] != "var" and not (ROOT / file).exists()] == []
+
+
+def test_prometheus_asks_services_that_there_are(services):
+    groups = yaml.safe_load((ROOT / "config/prometheus-targets.yml").read_text())
+    targets = dict(target.split(":") for group in groups for target in group["targets"])
+    assert set(targets) <= set(services)
+    for name in ("courier", "worker", "worker-gpu"):
+        assert services[name]["environment"]["METRICS_BIND"] == f"0.0.0.0:{targets[name]}"
 
 
 def test_every_image_of_others_has_a_stand_in(services):
