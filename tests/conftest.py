@@ -78,4 +78,4 @@ def pytest_itemcollected(item):
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Those that break the shared services go first, before stacks that live for the whole session lean on them."""
-    items.sort(key=lambda item: "test_faults" not in item.nodeid)
+    items.sort(key=lambda item: not any(name in item.nodeid for name in ("test_faults", "test_chaos")))

@@ -16,7 +16,7 @@ from app.settings import Settings
 from app.tasks import make_celery
 from tests.stack import until
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
 
 RECOVERY_SECONDS = 90
 
@@ -105,17 +105,33 @@ def test_a_worker_told_to_stop_hands_its_job_to_another(stack):
     assert leaving.process.wait(10) in (0, 1)
 
 
-def test_a_job_that_kills_three_workers_fails_and_the_others_go_on(stack):
+def test_a_worker_told_to_stop_leaves_as_soon_as_its_job_is_done(stack):
+    stack.start("web")
+    leaving = stack.start("worker", WORKER_GRACE="100")
+    stack.ready("steady")
+    ticket = submit(stack, 1, steps=100)[0]
+    running(stack, [ticket])
+    leaving.kill(signal.SIGTERM)
+    assert leaving.process.wait(30) == 0
+    task = stack.client.task(ticket)
+    assert (task["status"], task["attempt"]) == ("SUCCEEDED", 1)
+
+
+def test_jobs_that_kill_their_workers_or_never_end_fail_and_the_others_go_on(stack):
     stack.start("web")
     stack.start("courier")
-    stack.start("worker", LEASE="2")
-    stack.ready("steady", "exits")
-    poison = stack.client.generate("x", model_version="exits")["task_id"]
+    # Each attempt costs the test a fresh child.
+    stack.start("worker", LEASE="2", TIME_LIMIT="4", MAX_ATTEMPTS="2")
+    stack.ready("steady", "exits", "hangs")
+    poison = [stack.client.generate("x", model_version=model)["task_id"] for model in ("exits", "hangs")]
     healthy = submit(stack, 3)
-    task = stack.client.wait(poison, 100)
-    assert (task["error"]["code"], task["attempt"]) == ("attempts_exhausted", 3)
+    for ticket in poison:
+        task = stack.client.wait(ticket, 200)
+        assert (task["error"]["code"], task["attempt"]) == ("attempts_exhausted", 2)
     tasks = until(lambda: finished(stack, healthy), 60, "the healthy jobs are done")
     assert {task["status"] for task in tasks} == {"SUCCEEDED"}
+    entries = {entry["id"]: entry["model_version"] for entry in stack.client.quarantine()}
+    assert entries == dict(zip(poison, ("exits", "hangs"), strict=True))
 
 
 def test_a_worker_whose_model_does_not_load_ends_with_its_reason(stack):
