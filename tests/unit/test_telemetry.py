@@ -60,6 +60,12 @@ def test_the_lines_of_libraries_have_the_same_format(lines):
     assert (line["message"], line["log.level"], line["service"]["name"]) == ("it is late", "warning", "darkroom-web")
 
 
+def test_celerys_own_lines_about_a_task_tell_its_id(lines):
+    logging.getLogger("celery.app.trace").error("it failed", extra={"data": {"id": "7", "args": "()"}})
+    [line] = lines()
+    assert line["darkroom"] == {"task_id": "7"}
+
+
 def test_an_exception_is_one_line_with_its_traceback(lines):
     try:
         int("no number")

@@ -1,0 +1,137 @@
+"""Log lines of running processes against ECS' own list of fields; and the files of the shipper and the store."""
+
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+
+from tests.deploy.observability.conftest import PROMPT
+from tests.deploy.observability.files import FILES, node_packages
+from tests.stack import until
+
+pytestmark = pytest.mark.deploy
+
+
+@pytest.fixture(scope="session")
+def ecs():
+    """The name and the type of every field of ECS."""
+    script = 'console.log(JSON.stringify(require("@elastic/ecs").EcsFlat))'
+    told = subprocess.run(
+        ["node", "-e", script], cwd=node_packages(), capture_output=True, text=True, check=True
+    ).stdout
+    return {name: field["type"] for name, field in json.loads(told).items()}
+
+
+@pytest.fixture
+def lines(stack, done):
+    """Every line of every role, as a flat dictionary."""
+
+    def read(role):
+        return [flat(json.loads(line)) for line in written(stack, role) if line.startswith("{")]
+
+    until(lambda: any(line["message"] == "webhook.delivered" for line in read("courier")), 10, "all is logged")
+    return {role: read(role) for role in ("web", "worker", "courier")}
+
+
+def written(stack, role):
+    """Every line of a role, those of a worker that was killed too."""
+    return [line for path in stack.folder.glob(f"{role}-*.log") for line in path.read_text().splitlines()]
+
+
+def flat(document, before=""):
+    found = {}
+    for name, value in document.items():
+        found |= flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
+
+
+@pytest.mark.services
+def test_every_field_of_every_line_is_one_of_ecs_or_our_own(lines, ecs):
+    fields = {name for role in lines.values() for line in role for name in line}
+    assert fields > {"@timestamp", "message", "log.level", "log.logger", "service.name", "trace.id", "event.action"}
+    assert {name for name in fields if not name.startswith("darkroom.")} - ecs.keys() == set()
+
+
+@pytest.mark.services
+def test_numbers_are_numbers_and_words_are_words(lines, ecs):
+    wrong = {
+        (name, ecs[name], value)
+        for role in lines.values()
+        for line in role
+        for name, value in line.items()
+        if name in ecs and (ecs[name] == "long") != (isinstance(value, int) and not isinstance(value, bool))
+    }
+    assert wrong == set()
+
+
+@pytest.mark.services
+@pytest.mark.parametrize(
+    ("role", "event"),
+    [
+        ("web", "request"), ("worker", "task.received"), ("worker", "job.attempt_ended"),
+        ("courier", "webhook.delivered"),
+    ],
+)  # fmt: skip
+def test_lines_about_a_task_tell_its_id_and_its_trace(lines, done, role, event):
+    told = [line for line in lines[role] if line["message"] == event and line.get("trace.id") == done["asked"]]
+    assert told
+    assert {line["darkroom.task_id"] for line in told} == {done["task_id"]}
+    assert {line["span.id"] for line in told}
+
+
+# What libraries write past all logging: Celery's farewell, billiard's child before it has our logs, transformers.
+PLAIN = re.compile(r"|worker: .*|\[[^]]*SpawnPoolWorker-\d+\] .*|\[transformers\] .*")
+
+
+@pytest.mark.services
+def test_every_line_is_a_document_but_for_a_few_known_ones(stack, done):
+    told = [line for role in stack.running for line in written(stack, role)]
+    assert [line for line in told if not line.startswith("{") and not PLAIN.fullmatch(line)] == []
+
+
+@pytest.mark.services
+def test_no_line_holds_the_prompt(stack, done):
+    assert [line for role in stack.running for line in written(stack, role) if PROMPT in line] == []
+
+
+def test_the_shipper_takes_lines_as_they_are_written():
+    config = yaml.safe_load((FILES / "logs/filebeat.yml").read_text())
+    parsers = [parser for entry in config["filebeat.inputs"] for parser in entry["parsers"] if "ndjson" in parser]
+    assert len(parsers) == 2
+    for parser in parsers:
+        assert parser["ndjson"] | {"target": "", "expand_keys": True, "overwrite_keys": True} == parser["ndjson"]
+    ids = [entry["id"] for entry in config["filebeat.inputs"]]
+    assert len(set(ids)) == len(ids)
+
+
+def test_the_index_has_ecs_types_and_a_life_that_ends(ecs):
+    template = json.loads((FILES / "logs/index-template.json").read_text())
+    config = yaml.safe_load((FILES / "logs/filebeat.yml").read_text())
+    assert template["index_patterns"] == ["logs-darkroom-*"]
+    assert config["output.elasticsearch"]["index"].startswith("logs-darkroom-")
+    types = flat_types(template["template"]["mappings"]["properties"])
+    wrong = {name: kind for name, kind in types.items() if not name.startswith("darkroom.") and ecs[name] != kind}
+    assert wrong == {}
+    assert "delete" in json.loads((FILES / "logs/lifecycle.json").read_text())["policy"]["phases"]
+
+
+def flat_types(properties, before=""):
+    found = {}
+    for name, field in properties.items():
+        found |= (
+            flat_types(field["properties"], f"{before}{name}.")
+            if "properties" in field
+            else {before + name: field["type"]}
+        )
+    return found
+
+
+def test_saved_searches_ask_for_fields_that_lines_have(ecs):
+    saved = [json.loads(line) for line in (FILES / "logs/kibana.ndjson").read_text().splitlines()]
+    views = {entry["id"] for entry in saved if entry["type"] == "index-pattern"}
+    for entry in saved:
+        assert {reference["id"] for reference in entry["references"]} <= views
+        columns = entry["attributes"].get("columns", [])
+        assert [name for name in columns if name not in ecs and not name.startswith("darkroom.")] == []
