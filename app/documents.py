@@ -117,7 +117,7 @@ def _fields(job: Job, services: Services) -> dict[str, Any]:
         "seed": job.params.seed,
         "model_version": job.params.model_version,
         "worker_version": job.worker_version,
-        "params": job.params.model_dump(exclude={"seed", "model_version"}),
+        "params": job.params.model_dump(exclude={"seed", "seed_drawn", "model_version"}),
         "metrics": job.metrics,
         "error": TaskError(**job.error) if job.error else None,
         "trace_id": job.trace_id,

@@ -83,7 +83,8 @@ class Intake:
     def rerun(self, job: Job, caller: Caller) -> Job:
         """The same job once more, as a new one; raises RequestError."""
         self._look_for_workers(job)
-        again = self._job(job.params, job.queue, caller, job.deadline_seconds, rerun_of=job.task_id, **_webhook(job))
+        same = job.params.model_copy(update={"seed_drawn": False})
+        again = self._job(same, job.queue, caller, job.deadline_seconds, rerun_of=job.task_id, **_webhook(job))
         accepted = self._services.jobs.create(again, self._terms(None, caller, ""))
         self._check_verdict(accepted.verdict, again, caller)
         self._publish_or_undo(again)

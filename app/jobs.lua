@@ -72,9 +72,11 @@ end
 
 local function holds(token) return running(get('phase')) and get('token') == token end
 
--- What one step of this model takes a worker, in seconds, as an average in which the last ten jobs count most.
+-- What one step of this model takes a worker, in seconds, as an average in which the last ten jobs count most. Jobs that
+-- were made together share their time.
 local function learn(steps)
-  local took = (now - time('started_at')) / math.max(steps, 1)
+  local together = cjson.decode(get('metrics') or '{}').batch_size or 1
+  local took = (now - time('started_at')) / math.max(steps, 1) / together
   local before = tonumber(redis.call('HGET', 'models:step_seconds', get('model_version')) or '')
   redis.call('HSET', 'models:step_seconds', get('model_version'), before and before * 0.8 + took * 0.2 or took)
 end
@@ -237,8 +239,8 @@ local function finish(token, status, seconds, quarantine, ...)
   if not move('DONE') then return {'invalid', phase} end
   -- The end is not the holder's own.
   if token == '' then redis.call('HDEL', key, 'token') end
-  if status == 'SUCCEEDED' then learn(steps) end
   put('status', status, 'expires_at', string.format('%.3f', now + seconds), ...)
+  if status == 'SUCCEEDED' then learn(steps) end
   if quarantine == '1' then
     redis.call('ZREMRANGEBYSCORE', 'jobs:quarantine', '-inf', now - seconds)
     index('quarantine', now)

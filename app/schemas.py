@@ -109,30 +109,26 @@ class Params(BaseModel):
     input_url: str | None = None
     mask_url: str | None = None
     scheduler: str | None = None
+    # Nobody asked for this very picture, so its last bits may depend on what is made at once with it.
+    seed_drawn: bool = False
 
     def goes_with(self, other: "Params") -> bool:
-        """Whether one call of a pipeline can make both: single pictures from nothing but prompts and seeds."""
-        alone = self.input_url is not None or self.num_images > 1
-        return not alone and self.model_copy(update=_OWN_OF_EACH) == other.model_copy(update=_OWN_OF_EACH)
-
-
-# What jobs of one call need not have in common.
-_OWN_OF_EACH = {"prompt": "", "negative_prompt": "", "seed": 0}
+        """Whether one call of a pipeline can make both: single pictures from nothing but prompts and drawn seeds."""
+        own = {"prompt": "", "negative_prompt": "", "seed": 0}
+        alone = self.input_url is not None or self.num_images > 1 or not self.seed_drawn
+        return not alone and self.model_copy(update=own) == other.model_copy(update=own)
 
 
 def resolve(request: GenerateRequest, spec: ModelSpec) -> Params:
     """Fill in the model's defaults and check its limits; raises InvalidRequest naming each field at fault."""
     chosen = {name: _first(getattr(request, name), default) for name, default in spec.defaults}
     _check(request, spec, chosen)
+    own = ("prompt", "negative_prompt", "num_images", "output_format", "input_url", "mask_url")
     return Params(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
         model_version=spec.model_version,
         seed=_first(request.seed, secrets.randbelow(MAX_SEED + 1)),
-        num_images=request.num_images,
-        output_format=request.output_format,
-        input_url=request.input_url,
-        mask_url=request.mask_url,
+        seed_drawn=request.seed is None,
+        **{name: getattr(request, name) for name in own},
         **chosen,
     )
 

@@ -24,8 +24,8 @@ from diffusers import (
 from PIL import Image, ImageOps
 
 from app.errors import DarkroomError, ModelLoadFailed, SafetyBlocked
-from app.generate import Model, OnStep
 from app.models import devices, sources
+from app.models.contract import Model, OnStep
 from app.models.spec import ModelSpec
 from app.models.viewfinder import Viewfinder
 from app.previews import Look
@@ -97,7 +97,7 @@ class DiffusersModel:
     def generate(
         self, params: Params, source: Image.Image | None, on_step: OnStep, *mask: Image.Image
     ) -> Iterator[Image.Image]:
-        """See `generate.Model`. One call a picture, so that each can be made again alone, bit by bit."""
+        """See `contract.Model`. One call a picture, so that each can be made again alone, bit by bit."""
         flagged = []
         for index in range(params.num_images):
             image, is_flagged = self._one(params, index, source, mask[0] if mask else None, on_step)

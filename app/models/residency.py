@@ -16,8 +16,8 @@ from PIL import Image
 
 from app import metrics
 from app.errors import DeviceLost, GpuOutOfMemory, SafetyBlocked
-from app.generate import Model, OnStep
 from app.models import devices, pipelines, sources
+from app.models.contract import Model, OnStep
 from app.models.spec import ModelSpec
 from app.schemas import Params
 from app.settings import Settings
@@ -161,7 +161,7 @@ class _Resident:
     def generate(
         self, params: Params, source: Image.Image | None, on_step: OnStep, *mask: Image.Image
     ) -> Iterator[Image.Image]:
-        """See `generate.Model`; raises GpuOutOfMemory when it does not fit even so, DeviceLost."""
+        """See `contract.Model`; raises GpuOutOfMemory when it does not fit even so, DeviceLost."""
 
         def make() -> Iterator[Image.Image]:
             return self.model.generate(params, source, on_step, *mask)
@@ -178,7 +178,7 @@ class _Resident:
         yield from images
 
     def together(self, jobs: Sequence[Params], on_steps: Sequence[OnStep]) -> list[Image.Image | SafetyBlocked] | None:
-        """See `generate.Model`; None when they do not fit into memory together. Raises DeviceLost."""
+        """See `contract.Model`; None when they do not fit into memory together. Raises DeviceLost."""
         return self._try(jobs[0], lambda: self.model.together(jobs, on_steps))  # type: ignore[attr-defined]
 
     def _try(self, params: Params, make: Callable[[], Iterable[Made]]) -> list[Made] | None:

@@ -1,11 +1,13 @@
 """Workers with models whose memory or device fails, and the real one, killed and asked again: through HTTP alone."""
 
 import hashlib
+import io
 import signal
 
 import psutil
 import pytest
 import requests
+from PIL import Image, ImageChops
 
 from app.client import ApiError
 from tests.backends import embedded
@@ -96,6 +98,24 @@ def test_a_killed_worker_and_a_rerun_give_the_same_bytes(stack, worker):
 def test_only_the_child_of_a_worker_loads_torch(stack, worker):
     role = worker("gen.memory", "out-of-memory")
     assert (holds_torch(role.process.pid), holds_torch(child(role).pid)) == (False, True)
+
+
+def test_queued_jobs_are_made_together_and_each_comes_out_as_if_it_were_alone(stack, worker):
+    prompts = [f"a {colour} circle on a blue background" for colour in ("red", "green", "white", "yellow", "black")]
+    tickets = [stack.client.generate(prompt, model_version="tiny-scenes-1")["task_id"] for prompt in prompts]
+    worker("gen.tiny", "tiny-scenes-1")
+    done = [stack.client.wait(ticket, 120) for ticket in tickets]
+    assert [(task["status"], task["attempt"]) for task in done] == [("SUCCEEDED", 1)] * 5
+    assert sorted(task["metrics"]["batch_size"] for task in done) == [1, 4, 4, 4, 4]
+    asked = {"model_version": "tiny-scenes-1", "seed": done[2]["seed"]}
+    alone = stack.client.wait(stack.client.generate(prompts[2], **asked)["task_id"], 60)
+    assert (alone["metrics"]["batch_size"], difference(stack, done[2], alone) <= 1) == (1, True)
+
+
+def difference(stack, *tasks):
+    """The largest difference of two tasks' pictures in any channel of any pixel."""
+    one, other = (Image.open(io.BytesIO(stack.client.image(task["task_id"]))) for task in tasks)
+    return max(most for _, most in ImageChops.difference(one, other).getextrema())
 
 
 def test_models_that_do_not_fit_together_take_turns_and_are_not_loaded_for_each_job(stack, worker):

@@ -54,7 +54,7 @@ def test_a_result_says_how_it_was_made(client, stack):
     assert task["worker_version"] == made["worker_version"]
     assert (task["model_version"], task["seed"]) == ("steady", 7) == (made["model_version"], int(made["seed"]))
     assert made["prompt"] == "ein Bär"
-    assert set(task["metrics"]) == {"queue_ms", "load_ms", "inference_ms", "upload_ms"}
+    assert set(task["metrics"]) == {"queue_ms", "load_ms", "inference_ms", "upload_ms", "batch_size"}
 
 
 def test_an_input_picture_is_painted_over(client):

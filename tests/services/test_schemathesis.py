@@ -19,7 +19,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from app.errors import Internal
-from app.generate import output_name
+from app.held import output_name
 from app.record import Phase
 from app.schemas import Problem
 from app.web import create_app

@@ -21,7 +21,7 @@ from app.errors import (
     StorageFailed,
     StorageUnavailable,
 )
-from app.generate import output_name
+from app.held import output_name
 from app.pictures import encode
 from app.record import Phase, Status
 from tests.things import deadline_passes, indexes, job, lease_runs_out, params, picture, runner
@@ -81,7 +81,7 @@ def test_a_job_succeeds_and_its_record_tells_about_the_stored_picture(services, 
         {"index": 0, "seed": 42, "name": f"output/{new.task_id}.png", "sha256": hashlib.sha256(data).hexdigest(),
          "bytes": len(data), "width": 64, "height": 64}
     ]  # fmt: skip
-    assert set(done.metrics) == {"queue_ms", "load_ms", "inference_ms", "upload_ms"}
+    assert set(done.metrics) == {"queue_ms", "load_ms", "inference_ms", "upload_ms", "batch_size"}
     assert indexes(services.redis, new.task_id) == set()
 
 

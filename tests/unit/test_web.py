@@ -14,7 +14,7 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from app import __version__
 from app.errors import BrokerUnavailable, Internal, StorageUnavailable
-from app.generate import output_name
+from app.held import output_name
 from app.intake import input_name
 from app.jobs import JobStore
 from app.services import build

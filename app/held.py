@@ -1,0 +1,211 @@
+"""One job in a worker's hands: what it needs, what comes of it, and how it ends. See generate.py for the whole way."""
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Self
+
+import structlog
+from PIL import Image
+
+from app import metrics, tracing
+from app.errors import (
+    ClaimLost,
+    DeviceLost,
+    InputInvalid,
+    Internal,
+    JobError,
+    ObjectExists,
+    StorageFailed,
+    StorageUnavailable,
+)
+from app.lease import Lease
+from app.patience import PatientStorage
+from app.pictures import Picture, decode, decode_mask, reread
+from app.previews import Look, Previews, Window
+from app.record import Job, Phase
+from app.services import Services
+
+log = structlog.get_logger("darkroom.generate")
+
+MAX_OUTPUT_BYTES = 500_000_000
+
+# Seconds that the last word of a job needs at most.
+AT_LAST = 2.0
+
+
+class Held:
+    """A claimed job and its lease, from `with` to the end; a worker that is told to stop within hands it back."""
+
+    def __init__(self, services: Services, job: Job, token: str) -> None:
+        self.job = job
+        self.lease = Lease(services.jobs, job.task_id, token, services.settings.lease)
+        self._services = services
+        self._phase = Phase.STARTING
+        self._window = Window(Previews(services.redis), job.task_id)
+        self._started = self._lap = self._step = time.monotonic()
+        self._laps: dict[str, int] = {}
+        self._storage = PatientStorage(services.storage, self.lease, self._time_left)
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether it has cost a worker before."""
+        return self.job.attempt > 1
+
+    def __enter__(self) -> Self:
+        self.lease.__enter__()
+        model = self.job.params.model_version
+        metrics.ATTEMPTS.labels(model).inc()
+        metrics.QUEUE_WAIT.labels(model).observe((self.job.started_at or 0) - (self.job.queued_at or 0))
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
+        self.lease.__exit__()
+        in_time = time.monotonic() - self._started < self._services.settings.time_limit - 1
+        # After the time limit the lease ends by itself, and the attempt counts.
+        if isinstance(error, SystemExit) and in_time:
+            with suppress(ClaimLost):
+                self._services.jobs.release(self.job.task_id, self.lease.token)
+
+    @contextmanager
+    def answered_for(self) -> Iterator[None]:
+        """Whatever goes wrong within is on the record before it goes on. Raises JobError, ClaimLost, DeviceLost."""
+        try:
+            yield
+        except (ClaimLost, DeviceLost):
+            raise
+        except SystemExit as stop:
+            # SIGTERM's way into the child. Celery must see it, to put the message back.
+            if _by_signal(stop):
+                raise
+            raise self._fail(Internal("The model tried to end its worker.")) from stop
+        except JobError as error:
+            self._fail(error)
+            raise
+        except StorageUnavailable as error:
+            if self._deadline_in() > AT_LAST:
+                # The time of one worker is over, not yet the job's.
+                self._services.jobs.release(self.job.task_id, self.lease.token)
+                raise ClaimLost(f"{self.job.task_id}: released") from error
+            raise self._fail(StorageFailed(str(error))) from error
+        except (Exception, MemoryError) as error:
+            log.exception("job.failed_unexpectedly", task_id=self.job.task_id)
+            raise self._fail(Internal("The worker met a fault of its own; its log knows more.")) from error
+
+    def _deadline_in(self) -> float:
+        return (self.job.deadline_at or math.inf) - self._services.jobs.now()
+
+    def _time_left(self) -> float:
+        """Seconds that this worker may still spend on the job."""
+        worker = self._services.settings.time_limit - (time.monotonic() - self._started)
+        # A little less than there is: the sweep and the time limit must not come first.
+        return min(self._deadline_in(), worker) - AT_LAST
+
+    def _fail(self, error: JobError) -> JobError:
+        self._services.jobs.fail(self.job.task_id, error, self.lease.token)
+        return error
+
+    def source(self) -> Image.Image | None:
+        """The input picture; None when the job has none."""
+        url = self.job.params.input_url
+        return decode(self._fetched(url, "input picture")) if url else None
+
+    def mask(self) -> Image.Image | None:
+        """The mask, in grey; None when the job has none."""
+        url = self.job.params.mask_url
+        return decode_mask(self._fetched(url, "mask")) if url else None
+
+    @tracing.span("job.fetch_input")
+    def _fetched(self, url: str, what: str) -> bytes:
+        name, limit = self._services.storage.name_of(url), self._services.settings.upload_max_bytes
+        data = self._storage.get(name, limit)
+        if data is None:
+            raise InputInvalid(f"The {what} is not there.")
+        return data
+
+    def enter(self, phase: Phase) -> None:
+        """Be in this phase of running; raises ClaimLost."""
+        if phase is not self._phase:
+            self.lease.advance(phase)
+            self._phase = phase
+
+    def on_step(self, step: int, steps: int, look: Look | None = None) -> None:
+        """What its model calls after each step; raises ClaimLost, Canceled."""
+        self._step, before = time.monotonic(), self._step
+        metrics.STEP.labels(self.job.params.model_version).observe(self._step - before)
+        self.lease.step(step, steps)
+        if look:
+            self._window.offer(look)
+
+    def lap(self, name: str = "") -> None:
+        """What was done since the last lap took so long: its milliseconds are told under this name, if it has one."""
+        self._lap, before = time.monotonic(), self._lap
+        self._step = self._lap
+        if name:
+            self._laps[name] = round(1000 * (self._lap - before))
+
+    def earlier(self) -> list[Picture] | None:
+        """What an earlier attempt stored before it was lost, when that is everything: no GPU is needed again."""
+        if len(self.job.attempts) < 2:
+            return None
+        pictures = [self._stored(index) for index in range(self.job.params.num_images)]
+        return None if None in pictures else [picture for picture in pictures if picture]
+
+    def _stored(self, index: int) -> Picture | None:
+        data = self._storage.get(output_name(self.job.task_id, index), MAX_OUTPUT_BYTES)
+        return reread(data, self.job.params, index) if data else None
+
+    def finish(self, pictures: list[Picture], batch_size: int) -> None:
+        """Store the pictures, and only then say SUCCEEDED; raises ClaimLost."""
+        self.enter(Phase.UPLOADING)
+        images = [self._store(index, picture) for index, picture in enumerate(pictures)]
+        self.lap("upload_ms")
+        self._succeed(images, batch_size)
+
+    @tracing.span("job.upload")
+    def _store(self, index: int, picture: Picture) -> dict[str, Any]:
+        """Upload one picture; where an earlier attempt came first, its picture is the result."""
+        name = output_name(self.job.task_id, index)
+        try:
+            self._storage.put(name, picture.data, "image/png")
+        except ObjectExists:
+            earlier = self._stored(index)
+            if earlier is None:
+                raise StorageFailed(f"{name} holds something else.") from None
+            picture = earlier
+        size = {"bytes": len(picture.data), "width": picture.width, "height": picture.height}
+        return {"index": index, "seed": picture.seed, "name": name, "sha256": picture.sha256, **size}
+
+    @tracing.span("job.finish")
+    def _succeed(self, images: list[dict[str, Any]], batch_size: int) -> None:
+        job, settings = self.job, self._services.settings
+        waited = int(1000 * ((job.started_at or 0) - (job.queued_at or 0)))
+        result = {
+            "images": json.dumps(images),
+            "metrics": json.dumps({"queue_ms": waited, **self._laps, "batch_size": batch_size}),
+            "worker_version": settings.worker_version,
+        }
+        if self._services.catalogue.get(job.params.model_version).safety_checker:
+            result["safety"] = json.dumps({"flagged": False, "images": [False] * len(images)})
+        self._services.jobs.succeed(job.task_id, self.lease.token, result)
+        self._note()
+
+    def _note(self) -> None:
+        model = self.job.params.model_version
+        # The client's own time for its upload is not ours.
+        since = self.job.queued_at if self.job.upload_seconds else self.job.created_at
+        metrics.JOB.labels(model).observe(self._services.jobs.now() - (since or 0))
+        for lap, milliseconds in self._laps.items():
+            metrics.PHASE.labels(model, lap.removesuffix("_ms")).observe(milliseconds / 1000)
+
+
+def _by_signal(stop: SystemExit) -> bool:
+    """Whether the worker was told to stop: the pool's signal handler exits with a number that nothing else does."""
+    return isinstance(stop.code, int) and -256 < stop.code < 0
+
+
+def output_name(task_id: str, index: int) -> str:
+    """`output/{task_id}.png`, `output/{task_id}-1.png`, …"""
+    return f"output/{task_id}.png" if index == 0 else f"output/{task_id}-{index}.png"
