@@ -184,9 +184,7 @@ class DiffusersModel:
         """A new one for each picture: they keep state, also that of a job that was stopped half-way."""
         if self._own_scheduler is not None:
             make = self._schedulers[name] if name else self._own_scheduler
-            # Without it this one needs more steps than it was asked for; configurations of others do not say it.
-            more = {"skip_prk_steps": True} if name == "PNDMScheduler" else {}
-            pipeline.scheduler = make.from_config(self._scheduler_config, **more)
+            pipeline.scheduler = make.from_config({**_UNSAID, **(self._scheduler_config or {})})
 
     def _allowed(self, name: str, base: Any) -> Any:
         """The scheduler's class; raises ModelLoadFailed when this pipeline cannot run with it."""
@@ -269,6 +267,11 @@ def _accepted(pipeline: Any, wishes: Mapping[str, Any]) -> dict[str, Any]:
     """What this pipeline's call takes of it: no two families of models take quite the same."""
     known = inspect.signature(pipeline.__call__).parameters
     return {name: value for name, value in wishes.items() if name in known and value is not None}
+
+
+# What configurations of other schedulers do not say: without these PNDM needs more steps than it was asked for, and DDIM
+# cuts latents off as if they were pixels.
+_UNSAID = {"skip_prk_steps": True, "clip_sample": False}
 
 
 class _Steps:
