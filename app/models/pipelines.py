@@ -269,8 +269,8 @@ def _accepted(pipeline: Any, wishes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in wishes.items() if name in known and value is not None}
 
 
-# What configurations of other schedulers do not say: without these PNDM needs more steps than it was asked for, and DDIM
-# cuts latents off as if they were pixels.
+# What configurations of other schedulers do not say: without these PNDM needs more steps than it was asked for, and
+# DDIM cuts latents off as if they were pixels.
 _UNSAID = {"skip_prk_steps": True, "clip_sample": False}
 
 
