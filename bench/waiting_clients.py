@@ -7,71 +7,45 @@ The tasks are ended one after the other, `--pause` apart, by writing their recor
 time from the record's change to the last byte of the answer, and the memory of the web process.
 """
 
-import json
 import selectors
 import socket
-import statistics
-import tempfile
 import time
 import uuid
-from pathlib import Path
+from dataclasses import replace
 
 import click
 import psutil
 
 from app.jobs import JobStore
-from app.record import Job
-from app.schemas import Params
-from app.services import make_redis
-from app.settings import Settings
-from tests.backends import embedded
+from bench.depth import JOB
+from bench.rig import Figure, benchmark, jobs_of, milliseconds, running
 from tests.stack import Role, Stack, until
 
-PARAMS = Params(
-    prompt="x", negative_prompt="", model_version="steady", width=64, height=64, num_inference_steps=1,
-    guidance_scale=1.0, strength=1.0, seed=1, num_images=1, output_format="png",
-)  # fmt: skip
 
-
-@click.command()
+@benchmark
 @click.option("--clients", default=1000, show_default=True)
 @click.option("--pause", default=0.01, show_default=True, help="Seconds between two tasks' ends.")
-def main(clients: int, pause: float) -> None:
-    """Measure and print one JSON document."""
-    with tempfile.TemporaryDirectory() as folder, embedded(Path(folder)) as backend:
-        stack = Stack(Path(folder), WEB_THREADS=str(clients + 24), **backend)
-        web = stack.start("web")
-        try:
-            until(stack.client.ready, 60, "the web tier is ready")
-            click.echo(json.dumps(measure(stack, web, clients, pause), indent=1))
-        finally:
-            stack.stop()
-
-
-def measure(stack: Stack, web: Role, clients: int, pause: float) -> dict:
-    """Seconds in milliseconds, memory in megabytes."""
-    names = Settings.model_fields
-    settings = Settings(**{k.lower(): v for k, v in stack.settings.items() if k.lower() in names})
-    jobs = JobStore(make_redis(settings, "courier"), result_ttl=3600, lease=600)
-    before = memory(web)
-    waiting = [Waiter(stack.port, claimed(jobs)) for _ in range(clients)]
-    until(lambda: subscribed(stack, clients), 60, "everyone waits")
-    delays = end_one_by_one(jobs, waiting, pause)
-    return {
-        "clients": clients,
-        "told": len(delays),
-        "median_ms": round(1000 * statistics.median(delays), 1),
-        "p99_ms": round(1000 * statistics.quantiles(delays, n=100)[98], 1),
-        "most_ms": round(1000 * max(delays), 1),
-        "web_mb": round(memory(web)),
-        "web_mb_idle": round(before),
-    }
+def main(on: str, clients: int, pause: float) -> list[Figure]:
+    """How soon each of many clients that wait on one web process is told, and the memory of that."""
+    with running(on, "web", WEB_THREADS=str(clients + 24)) as stack:
+        web, jobs = stack.roles[0], jobs_of(stack)
+        before = memory(web)
+        waiting = [Waiter(stack.port, claimed(jobs)) for _ in range(clients)]
+        until(lambda: subscribed(stack, clients), 60, "everyone waits")
+        during = memory(web)
+        delays = end_one_by_one(jobs, waiting, pause)
+        return [
+            Figure("clients told", len(delays), "", f"{clients} waited", least=clients),
+            *milliseconds("from the task's end to its client", delays),
+            Figure("the same, at most", round(1000 * max(delays), 2), "ms"),
+            Figure("web process while they wait", round(during), "MB", f"{before:.0f} MB idle"),
+        ]
 
 
 def claimed(jobs: JobStore) -> tuple[str, str]:
     """A task under way, and the token of its claim."""
     task_id, token = str(uuid.uuid4()), uuid.uuid4().hex[:16]
-    jobs.create(Job(task_id=task_id, params=PARAMS, queue="gen.test"))
+    jobs.create(replace(JOB, task_id=task_id))
     jobs.claim(task_id, token, "bench", 3)
     return task_id, token
 

@@ -25,6 +25,7 @@ PAGES = [
     "docs/deploy.md",
     "docs/jobs.md",
     "docs/observability.md",
+    "docs/performance.md",
     "docs/runbook.md",
     "docs/webhooks.md",
 ]

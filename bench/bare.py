@@ -1,0 +1,69 @@
+"""The base of the figures: diffusers alone, `for prompt in prompts: pipe(prompt)`, and each picture encoded as PNG.
+
+    echo 10 | python -m bench.bare
+
+Loads the bundled model once, then reads numbers of pictures, and answers each with the seconds at which each picture
+was done, as JSON. The threads are those of a worker: one for each core, waiting asleep.
+"""
+
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from PIL import Image
+
+from bench.rig import environment
+from tests.stack import ROOT, Stack
+
+
+class Loop:
+    """The loop in a process of its own, with the settings of a stack's worker."""
+
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
+        self._process = process
+
+    def run(self, pictures: int) -> list[float]:
+        """When each picture was done, in seconds since some moment."""
+        assert self._process.stdin
+        assert self._process.stdout
+        print(pictures, file=self._process.stdin, flush=True)
+        return list(json.loads(self._process.stdout.readline()))
+
+
+@contextmanager
+def loop(stack: Stack) -> Iterator[Loop]:
+    """The loop, loaded; it costs nothing while it waits."""
+    command = [sys.executable, "-m", "bench.bare"]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment(stack), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        made = Loop(process)
+        made.run(2)
+        yield made
+        # Nothing more to read is the end.
+        assert process.stdin
+        process.stdin.close()
+
+
+def main() -> None:
+    """Answer on standard output until there is nothing more to read."""
+    # Deferred: torch is for this process, not for the one that starts it.
+    from bench.bare_script import draw, load
+
+    pipeline = load()
+    for line in sys.stdin:
+        print(json.dumps([done(draw(pipeline, seed)) for seed in range(int(line))]), flush=True)
+
+
+def done(picture: Image.Image) -> float:
+    """Encode the picture; when that was done."""
+    picture.save(io.BytesIO(), "PNG")
+    return time.time()
+
+
+if __name__ == "__main__":
+    main()

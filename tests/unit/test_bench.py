@@ -1,0 +1,59 @@
+"""The benchmarks are commands, and docs/performance.md tells of them as they are."""
+
+import importlib
+import re
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from bench import all as every
+from bench.rig import Figure
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "docs/performance.md").read_text()
+
+# What the others start, and what takes minutes by the clock.
+PARTS = {"bare", "bare_route", "bare_script", "load", "rig", "sleeping"}
+COMMANDS = sorted({path.stem for path in (ROOT / "bench").glob("*.py")} - PARTS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_benchmark_says_what_it_measures_and_takes(name):
+    told = CliRunner().invoke(importlib.import_module(f"bench.{name}").main, ["--help"])
+    assert told.exit_code == 0
+    assert len(told.output.splitlines()) > 5
+
+
+def test_the_page_shows_how_to_run_each_benchmark_and_no_other():
+    shown = re.findall(r"python -m bench\.(\w+)(.*?)(?:`|$)", PAGE, re.MULTILINE)
+    assert {name for name, _ in shown} == {*every.BENCHMARKS, "all"}
+    known = {name: options(importlib.import_module(f"bench.{name}").main) for name, _ in shown}
+    assert [(n, o) for n, rest in shown for o in re.findall(r"--\w+", rest) if o not in known[n]] == []
+
+
+def options(command: click.Command) -> set[str]:
+    return {name for option in command.params for name in option.opts}
+
+
+@pytest.mark.parametrize("name", every.BENCHMARKS)
+def test_a_quick_look_names_options_that_there_are(name):
+    known = options(importlib.import_module(f"bench.{name}").main)
+    assert [o for o in every.BENCHMARKS[name] if o.startswith("--") and o not in known] == []
+
+
+def test_new_results_take_the_place_of_the_old_ones_and_leave_the_rest_of_the_page():
+    once = every.replaced(PAGE, "| first |\n")
+    twice = every.replaced(once, "| second |\n")
+    assert "| first |" in once
+    assert "| first |" not in twice
+    assert twice.replace("| second |", "| first |") == once
+    assert once.partition(every.BEGIN)[0] == PAGE.partition(every.BEGIN)[0]
+    assert once.partition(every.END)[2] == PAGE.partition(every.END)[2]
+
+
+def test_a_figure_says_whether_its_goal_is_met():
+    assert Figure("x", 12, "ms", most=12).goal == "at most 12: met"
+    assert Figure("x", 0.9, "", least=0.97).goal == "at least 0.97: missed"
+    assert Figure("x", 1, "").goal == ""
