@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+import click
 from PIL import Image
 
 from bench.rig import environment
@@ -23,25 +25,32 @@ from tests.stack import ROOT, Stack
 class Loop:
     """The loop in a process of its own, with the settings of a stack's worker."""
 
-    def __init__(self, process: "subprocess.Popen[str]") -> None:
+    def __init__(self, process: "subprocess.Popen[str]", log: Path) -> None:
         self._process = process
+        self._log = log
 
     def run(self, pictures: int) -> list[float]:
         """When each picture was done, in seconds since some moment."""
         assert self._process.stdin
         assert self._process.stdout
         print(pictures, file=self._process.stdin, flush=True)
-        return list(json.loads(self._process.stdout.readline()))
+        if answer := self._process.stdout.readline():
+            return list(json.loads(answer))
+        raise click.ClickException(f"the bare loop ended: {self._log.read_text()[-2000:]}")
 
 
 @contextmanager
 def loop(stack: Stack) -> Iterator[Loop]:
     """The loop, loaded; it costs nothing while it waits."""
-    command = [sys.executable, "-m", "bench.bare"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=environment(stack), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        made = Loop(process)
+    log = stack.folder / "bare.log"
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.bare"], cwd=ROOT, env=environment(stack),
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+        ) as process,
+    ):  # fmt: skip
+        made = Loop(process, log)
         made.run(2)
         yield made
         # Nothing more to read is the end.

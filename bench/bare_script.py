@@ -16,7 +16,8 @@ WEIGHTS = "app/models/tiny_scenes/weights"
 def load() -> Any:
     """The pipeline, with a thread for each core as a worker has."""
     torch.set_num_threads(os.cpu_count() or 1)
-    pipeline = DiffusionPipeline.from_pretrained(WEIGHTS, local_files_only=True, use_safetensors=True)
+    # The type is said: parts that nobody told would each take the type of their own files.
+    pipeline = DiffusionPipeline.from_pretrained(WEIGHTS, dtype=torch.float32, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

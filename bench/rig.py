@@ -12,6 +12,7 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +92,8 @@ def show(figures: Sequence[Figure], caption: str) -> None:
     table = Table(*COLUMNS, box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     for figure in figures:
         table.add_row(*figure.row())
-    Console(highlight=False).print(table)
+    # Lines are not folded where nobody sees them.
+    Console(width=None if sys.stdout.isatty() else 160, highlight=False).print(table)
 
 
 def machine() -> dict[str, Any]:
