@@ -41,7 +41,7 @@ class Loop:
 
 @contextmanager
 def loop(stack: Stack) -> Iterator[Loop]:
-    """The loop, loaded; it costs nothing while it waits."""
+    """The loop, loaded; it costs nothing while it waits, and ends when there is nothing more to read."""
     log = stack.folder / "bare.log"
     with (
         log.open("wb") as errors,
@@ -53,9 +53,6 @@ def loop(stack: Stack) -> Iterator[Loop]:
         made = Loop(process, log)
         made.run(2)
         yield made
-        # Nothing more to read is the end.
-        assert process.stdin
-        process.stdin.close()
 
 
 def main() -> None:

@@ -30,7 +30,7 @@ from rich.table import Table
 from app.jobs import JobStore
 from app.services import make_redis
 from app.settings import Settings
-from tests.backends import embedded, real_services
+from tests.backends import GIVEN, embedded, real_services
 from tests.stack import ROOT, Stack, until
 
 BACKENDS = {"embedded": embedded, "services": real_services}
@@ -77,6 +77,8 @@ def benchmark(measure: Callable[..., list[Figure]]) -> click.Command:
     @click.option("--json", "file", type=click.Path(path_type=Path), help="Write the figures into this file too.")
     @functools.wraps(measure)
     def command(on: str, file: Path | None, **options: Any) -> None:
+        if on == "services" and not all(GIVEN.values()):
+            raise click.UsageError('first: script/services start; eval "$(script/services env)"')
         here = machine()
         figures = measure(on, **options)
         show(figures, f"on {on}; {described(here)}")
