@@ -8,7 +8,7 @@ RSS counts what processes share in each of them; USS is what would be free if th
 import click
 import psutil
 
-from bench.rig import MODELS, TINY, Caller, Figure, benchmark, from_the_line, running
+from bench.rig import TINY, Caller, Figure, benchmark, from_the_line, running
 from tests.stack import Role, Stack
 
 
@@ -18,8 +18,7 @@ def main(on: str, jobs: int) -> list[Figure]:
     """RSS and USS of each process, idle with its models loaded, and what some jobs add."""
     with running(on, "web", "worker", "courier") as stack:
         caller = Caller(stack)
-        for model in MODELS:
-            caller.done(caller.submit(model))
+        caller.done(caller.submit(TINY))
         idle = held_by(stack)
         from_the_line(stack, caller, TINY, jobs)
         after = held_by(stack)

@@ -35,7 +35,7 @@ from tests.stack import ROOT, Stack, until
 
 BACKENDS = {"embedded": embedded, "services": real_services}
 PROMPT = "a large red star on a blue background"
-TINY, SLEEPING, NOTHING = MODELS = ("tiny-scenes-1", "sleeping", "nothing")
+TINY, SLEEPING, NOTHING, HOLDING = MODELS = ("tiny-scenes-1", "sleeping", "nothing", "holding")
 
 # Above this load a core, others are at work here too, and the figures say so.
 BUSY = 0.3
@@ -236,7 +236,7 @@ class Caller:
 @contextmanager
 def held(caller: Caller) -> Iterator[None]:
     """Within it the worker is busy with a job that ends on leaving: what is submitted meanwhile waits in line."""
-    gate = caller.submit(SLEEPING, num_inference_steps=100_000)
+    gate = caller.submit(HOLDING, num_inference_steps=1000)
     until(lambda: caller.ask("GET", f"/tasks/{gate}")["phase"] == "RUNNING", 60, "the worker is busy")
     try:
         yield

@@ -1,4 +1,7 @@
-"""Models whose time is known: `sleeping` takes 50 ms a step, `nothing` none. What is more is Darkroom's own."""
+"""Models whose time is known: `sleeping` takes 50 ms a step, `nothing` none. What is more is Darkroom's own.
+
+`holding` takes so long a step that a worker can be kept busy for minutes.
+"""
 
 import time
 from collections.abc import Iterator
@@ -6,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-SECONDS = {"sleeping": 0.05, "nothing": 0.0}
+SECONDS = {"sleeping": 0.05, "nothing": 0.0, "holding": 0.5}
 
 
 class Sleeping:
