@@ -65,6 +65,11 @@ class Callers:
         storage = RedisStorage("redis://", connection_pool=redis.connection_pool)
         self._limiter = SlidingWindowCounterRateLimiter(storage)
 
+    @property
+    def are_unknown(self) -> bool:
+        """Whether no key is asked for."""
+        return self._file is None
+
     def identify(self, authorization: str) -> Caller:
         """Whose request this is, by its `Authorization` header; raises Unauthorized, RateLimited, StoreUnavailable."""
         if self._file is None:

@@ -5,7 +5,8 @@ from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, Response, request, send_file
-from werkzeug.exceptions import ClientDisconnected, Forbidden, NotFound, RequestEntityTooLarge
+from gunicorn.http.errors import ParseException
+from werkzeug.exceptions import BadRequest, ClientDisconnected, Forbidden, NotFound, RequestEntityTooLarge
 
 from app.storage import LocalStorage, Permit
 
@@ -21,15 +22,15 @@ def files(storage: LocalStorage) -> Blueprint:
 
     @blueprint.get("/<token>/<name>")
     def download(token: str, name: str) -> Response:
-        permit = _permitted(storage, token, "GET")
+        permit = _permitted(storage, token, name, "GET")
         if storage.stat(permit.name) is None:
             raise NotFound("There is no such picture.")
         kind = "image/png" if permit.name.endswith(".png") else "application/octet-stream"
         return send_file(storage.path(permit.name).absolute(), mimetype=kind, download_name=name, max_age=0)
 
     @blueprint.put("/<token>/<name>")
-    def upload(token: str, name: str) -> Response:  # noqa: ARG001, the route has it
-        permit = _permitted(storage, token, "PUT")
+    def upload(token: str, name: str) -> Response:
+        permit = _permitted(storage, token, name, "PUT")
         if (request.content_length or 0) > permit.max_bytes:
             raise RequestEntityTooLarge(f"At most {permit.max_bytes} bytes.")
         storage.write(permit.name, lambda target: _copy(target, permit.max_bytes))
@@ -39,7 +40,7 @@ def files(storage: LocalStorage) -> Blueprint:
     def take_the_rest(response: Response) -> Response:
         """Who is refused while still sending would see a broken connection instead of the reason."""
         request.max_content_length = PATIENCE_BYTES
-        with suppress(RequestEntityTooLarge, ClientDisconnected):
+        with suppress(RequestEntityTooLarge, ClientDisconnected, ParseException):
             while request.stream.read(CHUNK):
                 pass
         return response
@@ -47,9 +48,10 @@ def files(storage: LocalStorage) -> Blueprint:
     return blueprint
 
 
-def _permitted(storage: LocalStorage, token: str, method: str) -> Permit:
+def _permitted(storage: LocalStorage, token: str, name: str, method: str) -> Permit:
     permit = storage.permit(token, time.time())
-    if permit is None or permit.method != method:
+    # A name that the signature does not cover would be what a browser saves the file as.
+    if permit is None or permit.method != method or permit.name.rpartition("/")[2] != name:
         raise Forbidden("This URL is not signed for that, or its time is over.")
     return permit
 
@@ -64,3 +66,5 @@ def _copy(target: Any, max_bytes: int) -> None:
         if total > max_bytes:
             raise RequestEntityTooLarge(f"At most {max_bytes} bytes.")
         target.write(piece)
+    if total < (request.content_length or 0):
+        raise BadRequest("The body ended before its length was reached.")

@@ -11,7 +11,7 @@ from flask import Flask, Response, g, request
 
 from app import metrics, tracing
 from app.callers import Caller, Callers
-from app.errors import BadRequest
+from app.errors import BadRequest, Forbidden
 from app.record import Job
 
 log = structlog.get_logger("darkroom.web")
@@ -34,11 +34,16 @@ OPEN_ENDPOINTS = {
 _METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"}
 SIGNED_ENDPOINTS = {"files.download", "files.upload"}
 
+# For answers that are no page: opened by themselves, a stranger's picture among them, they run and load nothing.
+INERT = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"
+
 
 def register(app: Flask, callers: Callers) -> None:
     """Hang the common parts on the app."""
     tracing.instrument(app)
     app.before_request(_identify)
+    if callers.are_unknown:
+        app.before_request(_refuse_other_sites)
     app.before_request(_authenticator(callers))
     app.before_request(_parse)
     app.after_request(_label)
@@ -75,6 +80,14 @@ def caller() -> Caller:
     return known
 
 
+def idempotency_key() -> str:
+    """The client's name for this request, empty for none; raises BadRequest."""
+    key = request.headers.get("Idempotency-Key", "")
+    if not re.fullmatch("[ -~]{0,200}", key):
+        raise BadRequest("The Idempotency-Key must have at most 200 characters, all plain ones.")
+    return key
+
+
 def _identify() -> None:
     """Give the request an id: the client's own when it is a plain one."""
     g.started = time.monotonic()
@@ -83,6 +96,21 @@ def _identify() -> None:
     structlog.contextvars.clear_contextvars()
     named = {name: value for name, value in (request.view_args or {}).items() if name == "task_id"}
     structlog.contextvars.bind_contextvars(request_id=g.request_id, **named)
+
+
+def _refuse_other_sites() -> None:
+    """Who needs no key is let in for where they are: a browser there must not act for a page from elsewhere."""
+    changes = request.method not in ("GET", "HEAD", "OPTIONS") and request.endpoint not in SIGNED_ENDPOINTS
+    if changes and _is_from_another_site():
+        raise Forbidden("Another site's page may not do this.")
+
+
+def _is_from_another_site() -> bool:
+    """By the browser's own word, or by the Origin of one that does not give it; other programs say neither."""
+    if site := request.headers.get("Sec-Fetch-Site"):
+        return site not in ("same-origin", "none")
+    origin = request.headers.get("Origin")
+    return origin is not None and origin.partition("://")[2] != request.host
 
 
 def _authenticator(callers: Callers) -> Callable[[], None]:
@@ -118,4 +146,5 @@ def _label(response: Response) -> Response:
         response.headers["traceparent"] = parent
     response.headers["X-Content-Type-Options"] = "nosniff"
     response.headers.setdefault("Cache-Control", "no-store")
+    response.headers.setdefault("Content-Security-Policy", INERT)
     return response

@@ -5,6 +5,7 @@ from typing import Any
 
 import structlog
 from flask import Flask, Response, g, request
+from gunicorn.http.errors import ParseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
@@ -26,6 +27,8 @@ def register(app: Flask) -> None:
     """Answer every error of this app with a problem document."""
     app.register_error_handler(RequestError, _refused)
     app.register_error_handler(HTTPException, _http)
+    # gunicorn reads a body only when it is asked for, and then finds chunks that are none.
+    app.register_error_handler(ParseException, _garbled)
     app.register_error_handler(Exception, _fault)
 
 
@@ -63,6 +66,10 @@ def _http(error: HTTPException) -> Response:
     return answer
 
 
+def _garbled(_: ParseException) -> Response:
+    return _answer(400, "invalid_request", "Bad request", "The body is not what its headers say.")
+
+
 def of_the_server(status: int, title: str) -> bytes:
     """The document for what is no request that the app could be asked to answer; what was sent is not repeated."""
     detail = "The server cannot read this as a request; it was not looked at any further."
@@ -82,11 +89,16 @@ def _fault(error: Exception) -> Response:
     return _answer(500, "internal", "Internal error", "A fault of ours; the log knows more under this trace_id.")
 
 
+def _instance() -> str:
+    """The path; not that of a signed URL, which opens what it leads to: problems are passed around."""
+    return "/files/" if request.path.startswith("/files/") else request.path
+
+
 def _answer(status: int, code: str, title: str, detail: str, errors: list[dict[str, Any]] | None = None) -> Response:
     told = [FieldError(**e) for e in errors or []]
     trace_id = tracing.trace_id() or g.get("request_id") or uuid.uuid4().hex
     problem = Problem(
-        type="about:blank", title=title, status=status, detail=detail, instance=request.path, code=code,
+        type="about:blank", title=title, status=status, detail=detail, instance=_instance(), code=code,
         trace_id=trace_id, errors=told,
     )  # fmt: skip
     return Response(problem.model_dump_json(), status, mimetype="application/problem+json")

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from flask import Response, redirect, request
+from flask import Response, redirect
 from flask_openapi3 import Info, OpenAPI, Tag
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from werkzeug.middleware.proxy_fix import ProxyFix
@@ -144,7 +144,7 @@ def _tasks(app: OpenAPI, services: Services) -> None:
     @app.post("/generate", tags=[TASKS], responses=responses({202: Submitted}, 400, 409, 413, 415, 503))
     def generate(body: GenerateRequest) -> Response:
         """Accept a picture to be made, and give a ticket for it."""
-        submission = desk.intake.submit(body, caller(), request.headers.get("Idempotency-Key", "")[:200])
+        submission = desk.intake.submit(body, caller(), http.idempotency_key())
         job = submission.job
         document = submitted_document(
             job, services, desk.intake.upload(job), desk.intake.mask_upload(job), submission.notice

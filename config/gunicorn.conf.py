@@ -25,6 +25,8 @@ max_requests = 0
 # No socket of its own on a read-only file system.
 control_socket_disable = True
 logconfig_dict = telemetry.config(_settings, "web")
+# Whom to believe is TRUSTED_PROXIES (app/web.py); by itself gunicorn believes whoever comes over loopback.
+forwarded_allow_ips = ""
 proc_name = "darkroom-web"
 
 

@@ -22,6 +22,8 @@ GIVEN = {
     name: os.environ.get(name, "")
     for name in ("BROKER_URL", "REDIS_URL", "GCS_ENDPOINT", "RABBITMQ_MANAGEMENT_URL", "RABBITMQ_METRICS")
 }
+# Only where script/services itself started RabbitMQ: `host:port` with TLS, and the folder of tls.crt and tls.key.
+TLS = {name: os.environ.get(name, "") for name in ("RABBITMQ_TLS", "RABBITMQ_CERTIFICATE")}
 
 
 @contextlib.contextmanager

@@ -27,6 +27,7 @@ PAGES = [
     "docs/observability.md",
     "docs/performance.md",
     "docs/runbook.md",
+    "docs/security.md",
     "docs/webhooks.md",
 ]
 
