@@ -214,7 +214,9 @@ def test_a_plain_get_of_the_signed_url_gives_the_object(storage, name):
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("field", ["input_url", "mask_url"])
-@pytest.mark.parametrize("storage", [GCSStorage("gs://bucket/prefix"), LocalStorage(Path("/x"), "http://x", "k" * 32)])
+@pytest.mark.parametrize(
+    "storage", [GCSStorage("gs://bucket/prefix", 5), LocalStorage(Path("/x"), "http://x", "k" * 32)]
+)
 def test_an_address_of_any_other_place_is_refused(url, storage, field):
     own = storage.url_of("")[:-1]
     with pytest.raises(InvalidRequest) as refused:
