@@ -30,7 +30,7 @@ BENCHMARKS = {
     "memory": ["--jobs", "10"],
     "depth": ["--many", "20000", "--asks", "50", "--finished", "50"],
     "waiting_clients": ["--clients", "200"],
-    "batching": ["--jobs", "9", "--rounds", "1"],
+    "batching": ["--jobs", "12", "--most", "4", "--rounds", "1"],
 }
 
 

@@ -40,7 +40,7 @@ def held_by(stack: Stack) -> dict[str, tuple[float, float]]:
 
 def processes(role: Role) -> list[tuple[str, psutil.Process]]:
     """The role's own process and its children; without those that Python itself starts beside them."""
-    children = [child for child in role.children if "resource_tracker" not in " ".join(child.cmdline())]
+    children = [child for child in role.children if "tracker" not in " ".join(child.cmdline())]
     named = [(f"{role.name}, child {number}", child) for number, child in enumerate(children, 1)]
     return [(role.name, psutil.Process(role.process.pid)), *named]
 

@@ -53,16 +53,21 @@ def worker(stack: Stack, caller: Caller) -> float:
 def script(stack: Stack) -> float:
     """Seconds that the bare script takes, from its start to its end."""
     command = [sys.executable, "-m", "bench.bare_script", str(stack.folder / "bare.png")]
-    return clocked(lambda: subprocess.run(command, cwd=ROOT, env=environment(stack), check=True))
+    return clocked(lambda: run(command, environment(stack)))
+
+
+def run(command: list[str], settings: dict[str, str]) -> None:
+    """Run a program in silence; raises ClickException with its last words when it fails."""
+    told = subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
+    if told.returncode:
+        raise click.ClickException(f"{command[-1]}: {(told.stderr or told.stdout)[-2000:]}")
 
 
 def once(rounds: int) -> Figure:
     """`script/server --once` on backends of its own, from its start to its end."""
     own = {**os.environ, "WEB_BIND": f"127.0.0.1:{free_port()}", "BROKER_URL": "", "REDIS_URL": "", "STORAGE_URL": ""}
     command = [str(ROOT / "script/server"), "--once"]
-    times = [
-        clocked(lambda: subprocess.run(command, env=own, check=True, stdout=subprocess.DEVNULL)) for _ in range(rounds)
-    ]
+    times = [clocked(lambda: run(command, own)) for _ in range(rounds)]
     return Figure("script/server --once: start, picture, stop", round(statistics.median(times), 2), "s")
 
 
