@@ -116,6 +116,6 @@ def reread(data: bytes, params: Params, index: int) -> Picture | None:
 
 def _recipe(params: Params) -> dict[str, str]:
     recipe = params.model_dump(
-        exclude={"seed", "num_images", "output_format", "input_url", "mask_url"}, exclude_none=True
+        exclude={"seed", "seed_drawn", "num_images", "output_format", "input_url", "mask_url"}, exclude_none=True
     )
     return {name: str(value) for name, value in recipe.items()}

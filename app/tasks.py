@@ -124,7 +124,8 @@ def _worker(settings: Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,
         "task_acks_late": True,
         "task_reject_on_worker_lost": True,
-        "task_track_started": True,
+        # The record says so already.
+        "task_track_started": False,
         "worker_deduplicate_successful_tasks": False,
         # The running job goes on when the broker goes away: its lease keeps a second run from starting.
         "worker_cancel_long_running_tasks_on_connection_loss": False,

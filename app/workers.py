@@ -5,6 +5,8 @@ worker tells its parent that the model is loaded.
 """
 
 import json
+import math
+import time
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
@@ -13,6 +15,8 @@ from redis import Redis
 from app.jobs import ask
 
 TTL = 15
+# Seconds for which a reading of all workers is good enough.
+FRESH = 0.2
 _KEY = "workers"
 
 
@@ -66,9 +70,12 @@ class WorkerRegistry:
 
     def __init__(self, redis: "Redis") -> None:
         self._redis = redis
+        self._read: list[WorkerState] = []
+        self._read_at = -math.inf
 
     def announce(self, worker: WorkerState) -> None:
         """Say how this worker stands, for the next `TTL` seconds."""
+        self._read_at = -math.inf
         entry = json.dumps({**asdict(worker), "at": self._now()})
         ask(lambda: self._redis.hset(_KEY, worker.name, entry))
 
@@ -78,7 +85,13 @@ class WorkerRegistry:
         return _parse(json.loads(text)) if text else None
 
     def all(self) -> list[WorkerState]:
-        """Every worker that is there; those that are gone are forgotten on the way."""
+        """Every worker that is there, as of a moment ago: each request asks, and workers speak every few seconds."""
+        if time.monotonic() - self._read_at > FRESH:
+            self._read, self._read_at = self._fetch(), time.monotonic()
+        return list(self._read)
+
+    def _fetch(self) -> list[WorkerState]:
+        """Those that are gone are forgotten on the way."""
         texts = cast("dict[str, str]", ask(lambda: self._redis.hgetall(_KEY)))
         entries = {name: json.loads(text) for name, text in texts.items()}
         now = self._now() if entries else 0
@@ -97,6 +110,7 @@ class WorkerRegistry:
 
     def leave(self, name: str) -> None:
         """This worker stops."""
+        self._read_at = -math.inf
         ask(lambda: self._redis.hdel(_KEY, name))
 
     def _now(self) -> float:

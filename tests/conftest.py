@@ -68,14 +68,33 @@ def client(services):
     return create_app(services).test_client()
 
 
-def pytest_itemcollected(item):
+# Some of them kill RabbitMQ and Redis, which the others of them need.
+SHARING = (
+    "tests/services/",
+    "tests/deploy/observability/",
+    "tests/functional/test_client_calls.py",
+    "tests/functional/test_hostile.py",
+    "tests/functional/test_push_and_forget.py",
+)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
     """Side by side run whole files; but those that share RabbitMQ, Redis and the bucket run one after the other."""
-    path = item.path.relative_to(item.config.rootpath).as_posix()
-    shared = path.startswith("tests/services/") or "backend" in item.fixturenames
-    item.add_marker(pytest.mark.xdist_group("services" if shared else path))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByWhatTheyShare(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            path = nodeid.partition("::")[0]
+            return "services" if path.startswith(SHARING) else path
+
+    return ByWhatTheyShare(config, log)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
     """Those that break the shared services go first, before stacks that live for the whole session lean on them."""
     items.sort(key=lambda item: not any(name in item.nodeid for name in ("test_faults", "test_chaos")))
+    users = (item for item in items if "backend" in getattr(item, "fixturenames", ()))
+    alone = {item.nodeid for item in users if not item.nodeid.startswith(SHARING)}
+    assert not alone, f"these share RabbitMQ and Redis and belong to SHARING: {alone}"

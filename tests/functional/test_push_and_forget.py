@@ -98,10 +98,9 @@ def test_what_is_no_picture_fails_the_job_and_says_so(client):
     assert client.wait(task["task_id"], 30)["error"]["code"] == "input_invalid"
 
 
-def test_an_earlier_output_can_be_the_next_input(client, stack):
+def test_an_earlier_output_can_be_the_next_input(client):
     first = client.wait(client.generate("anything", model_version="steady", seed=255)["task_id"], 30)
-    earlier = f"{stack.settings['STORAGE_URL']}/output/{first['task_id']}.png"
-    second = client.generate("anything", input_url=earlier, model_version="steady", seed=0)
+    second = client.generate("anything", input_url=first["images"][0]["input_url"], model_version="steady", seed=0)
     assert client.wait(second["task_id"], 30)["status"] == "SUCCEEDED"
     assert picture(client.image(second["task_id"])).getpixel((60, 60)) == (255, 0, 0)
 

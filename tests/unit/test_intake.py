@@ -77,7 +77,7 @@ def test_a_web_process_that_dies_before_it_publishes_leaves_the_job_to_the_sweep
 
 def test_settings_and_the_model_fill_in_what_the_request_left_out(intake, settings):
     job, _ = submit(intake)
-    assert (job.queue, job.params.model_version, job.params.width) == ("gen.tiny", "tiny-scenes-1", 96)
+    assert (job.queue, job.params.model_version, job.params.width) == ("gen.tiny", "tiny-scenes-1", 128)
     assert (job.deadline_seconds, job.max_attempts) == (settings.deadline, settings.max_attempts)
 
 

@@ -53,7 +53,7 @@ def test_a_tiny_autoencoder_shows_the_picture_as_it_comes(on_cpu, scheduler):
     image, seen = watched(model, prompt="a large yellow star on a purple background", scheduler=scheduler)
     distances = [difference(image, look) for look in seen]
     assert distances[-1] < 2
-    assert distances[-1] < distances[1] < 80
+    assert distances[-1] < distances[1] < 90
 
 
 def test_a_model_whose_latents_are_no_picture_has_no_previews_and_works():
