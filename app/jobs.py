@@ -33,8 +33,8 @@ DISCARDED_TTL = 3600
 DELETED_TTL = 86_400
 TICKET_TTL = 86_400
 
-# What says that Redis is away or full, and not that we asked for something wrong.
-_AWAY = (RedisConnectionError, RedisTimeoutError, OutOfMemoryError, ReadOnlyError)
+# What says that Redis is away, and not that we asked for something wrong.
+_AWAY = (RedisConnectionError, RedisTimeoutError)
 
 
 @dataclass(frozen=True)
@@ -259,10 +259,14 @@ def ask(command: Callable[[], Any]) -> Any:
     except _AWAY as error:
         raise StoreUnavailable("The status store does not answer; try again shortly.") from error
     except ResponseError as error:
-        # What Redis says when its disk is full.
-        if "MISCONF" not in str(error):
+        if not takes_no_writes(error):
             raise
         raise StoreUnavailable("The status store takes no writes; try again shortly.") from error
+
+
+def takes_no_writes(error: ResponseError) -> bool:
+    """Whether Redis refuses only because its memory (OOM) or its disk (MISCONF) is full, or because it is a replica."""
+    return isinstance(error, OutOfMemoryError | ReadOnlyError) or "MISCONF" in str(error)
 
 
 def _key(task_id: str) -> str:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from redis import Redis
 from redis.backoff import ConstantBackoff, NoBackoff
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from app import tls
 from app.callers import Callers, load_callers
-from app.jobs import JobStore
+from app.jobs import JobStore, takes_no_writes
 from app.models import Catalogue, load_catalogue
 from app.record import Job
 from app.settings import Settings
@@ -81,4 +82,18 @@ def make_redis(settings: Settings, role: Role) -> "Redis":
         options |= {"socket_timeout": 5, "retry": Retry(ConstantBackoff(1), -1)}
     else:
         options |= {"socket_timeout": 1, "retry": Retry(NoBackoff(), 1)}
-    return Redis.from_url(tls.redis_url(settings.redis_url, settings), **options)
+    kind = PatientRedis if role == "worker" else Redis
+    return kind.from_url(tls.redis_url(settings.redis_url, settings), **options)
+
+
+class PatientRedis(Redis):
+    """Asks a server that takes no writes again until it does, as its `retry` asks one that is away."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        while True:
+            try:
+                return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            except ResponseError as error:
+                if not takes_no_writes(error):
+                    raise
+            time.sleep(1)

@@ -1,5 +1,6 @@
 """Parts of the service die while jobs are under way. Nothing is lost, and nothing is seen to run twice."""
 
+import contextlib
 import hashlib
 import signal
 import time
@@ -174,6 +175,35 @@ def test_without_a_status_store_everything_is_refused_at_once(stack, services, f
             assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
             assert time.monotonic() - started < 2.5
     assert stack.client.wait(ticket, 60)["status"] == "SUCCEEDED"
+
+
+def test_a_job_waits_for_a_status_store_that_is_full_and_ends_once(stack):
+    stack.start("web")
+    stack.start("courier")
+    stack.start("worker")
+    stack.ready("steady")
+    ticket = submit(stack, 1, steps=100)[0]
+    running(stack, [ticket])
+    with full(stack):
+        answer = requests.post(f"{stack.url}/generate", json={"prompt": "x", "model_version": "steady"}, timeout=30)
+        assert (answer.status_code, answer.json()["code"]) == (503, "store_unavailable")
+        # Its work would be over by then.
+        started = time.monotonic()
+        until(lambda: time.monotonic() > started + 4, 10, "more time has passed than the work takes")
+        assert stack.client.task(ticket)["phase"] == "RUNNING"
+    assert stack.client.wait(ticket, 60)["status"] == "SUCCEEDED"
+    assert stored(stack) == [f"prefix/output/{ticket}.png"]
+
+
+@contextlib.contextmanager
+def full(stack):
+    """Redis has no memory for anything new."""
+    with redis.Redis.from_url(stack.settings["REDIS_URL"], decode_responses=True) as store:
+        store.config_set("maxmemory", 1)
+        try:
+            yield
+        finally:
+            store.config_set("maxmemory", 0)
 
 
 def keys(stack):

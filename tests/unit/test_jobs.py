@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import product
 
@@ -436,3 +438,39 @@ def test_a_store_that_does_not_answer_is_told_as_such(settings):
     for ask in (jobs.ping, jobs.now, lambda: jobs.get("x"), lambda: jobs.create(job()), lambda: claim(jobs, "x")):
         with pytest.raises(StoreUnavailable):
             ask()
+
+
+@pytest.fixture
+def full(redis):
+    """Redis has no memory for anything new, until `full()` is called."""
+    redis.config_set("maxmemory", 1)
+    yield lambda: redis.config_set("maxmemory", 0)
+    redis.config_set("maxmemory", 0)
+
+
+def test_a_full_store_is_told_where_people_wait(jobs, full):
+    with pytest.raises(StoreUnavailable):
+        jobs.create(job())
+
+
+def test_a_worker_waits_for_a_full_store(settings, jobs, redis, full):
+    new, patient = job(), JobStore(make_redis(settings, "worker"), result_ttl=60, lease=5)
+    with ThreadPoolExecutor(1) as worker:
+        created = worker.submit(patient.create, new)
+        until(lambda: redis.info("errorstats").get("errorstat_OOM"), 10, "it was refused once")
+        assert not created.done()
+        full()
+        assert created.result(10).verdict == "created"
+    assert jobs.get(new.task_id).phase is Phase.QUEUED
+
+
+def test_leases_and_deadlines_go_by_the_stores_clock_alone(jobs, redis, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + 3600)
+    task_id = reach(jobs, Phase.RUNNING)
+    jobs.renew(task_id, "t1")
+    assert (jobs.due("leases"), jobs.due("deadlines"), claim(jobs, task_id, "t2").verdict) == ([], [], "held")
+    seconds, _ = redis.time()
+    assert jobs.get(task_id).started_at == pytest.approx(seconds, abs=5)
+    lease_runs_out(redis, task_id)
+    assert jobs.due("leases") == [task_id]
+    assert jobs.requeue(task_id)
