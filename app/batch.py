@@ -12,7 +12,7 @@ from PIL import Image
 
 from app import tracing
 from app.errors import Canceled, ClaimLost, DarkroomError, DeviceLost
-from app.held import Held
+from app.held import Held, by_signal
 from app.models.contract import OnStep
 from app.previews import Look
 from app.record import Phase
@@ -28,9 +28,10 @@ def make_together(model: Any, jobs: Sequence[Held]) -> dict[str, Made]:
     try:
         with tracing.span("job.inference", batch_size=len(jobs)):
             made = model.together([held.job.params for held in jobs], [batch.told(held) for held in jobs])
-    except DeviceLost:
-        raise
-    except Exception as error:  # noqa: BLE001, each job meets it again by itself, if it is its own
+    except (Exception, SystemExit) as error:
+        if isinstance(error, DeviceLost) or by_signal(error):
+            raise
+        # Each job meets it again by itself, if it is its own.
         log.warning("batch.failed", size=len(jobs), error_type=type(error).__name__)
         made = None
     for held in jobs:

@@ -65,7 +65,7 @@ class Held:
         self.lease.__exit__()
         in_time = time.monotonic() - self._started < self._services.settings.time_limit - 1
         # After the time limit the lease ends by itself, and the attempt counts.
-        if isinstance(error, SystemExit) and in_time:
+        if by_signal(error) and in_time:
             with suppress(ClaimLost):
                 self._services.jobs.release(self.job.task_id, self.lease.token)
 
@@ -78,7 +78,7 @@ class Held:
             raise
         except SystemExit as stop:
             # SIGTERM's way into the child. Celery must see it, to put the message back.
-            if _by_signal(stop):
+            if by_signal(stop):
                 raise
             raise self._fail(Internal("The model tried to end its worker.")) from stop
         except JobError as error:
@@ -201,9 +201,9 @@ class Held:
             metrics.PHASE.labels(model, lap.removesuffix("_ms")).observe(milliseconds / 1000)
 
 
-def _by_signal(stop: SystemExit) -> bool:
+def by_signal(error: BaseException | None) -> bool:
     """Whether the worker was told to stop: the pool's signal handler exits with a number that nothing else does."""
-    return isinstance(stop.code, int) and -256 < stop.code < 0
+    return isinstance(error, SystemExit) and isinstance(error.code, int) and -256 < error.code < 0
 
 
 def output_name(task_id: str, index: int) -> str:

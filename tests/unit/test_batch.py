@@ -165,6 +165,24 @@ def test_a_call_that_fails_is_tried_again_job_by_job(services, queue):
     assert services.jobs.get(jobs[0].task_id).metrics["batch_size"] == 1
 
 
+def test_a_model_that_ends_its_process_fails_the_jobs_it_does_so_for_and_no_other(services, queue):
+    """Were they handed back instead, they would come round for ever: a handed back job counts no attempt."""
+
+    class Exiting(Press):
+        def generate(self, params, source, on_step):
+            if params.seed == 2:
+                raise SystemExit(1)
+            yield from super().generate(params, source, on_step)
+
+        def together(self, jobs, on_steps):
+            raise SystemExit(1)
+
+    jobs = queue(3)
+    turn(services, Exiting(), jobs[0])
+    assert states(services, jobs) == ["SUCCEEDED", "FAILED", "SUCCEEDED"]
+    assert services.jobs.get(jobs[1].task_id).error["code"] == "internal"
+
+
 def test_jobs_that_do_not_fit_into_memory_together_are_made_alone(services, queue):
     class Full(Press):
         def together(self, jobs, on_steps):
