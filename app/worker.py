@@ -25,10 +25,10 @@ from app import settings as settings_module
 from app.errors import DeviceLost, GpuOutOfMemory, ModelLoadFailed, SettingsError, StoreUnavailable
 from app.generate import Runner
 from app.line import Line
-from app.services import Services, build
+from app.services import Services, build, make_redis
 from app.settings import Settings
 from app.tasks import RECYCLE_KIB, declare_queues, make_celery
-from app.workers import TTL, WorkerState
+from app.workers import TTL, WorkerRegistry, WorkerState
 
 if TYPE_CHECKING:
     from app.models.residency import Residents
@@ -128,7 +128,9 @@ def main(settings: Settings) -> int:
     )
     signals.worker_shutting_down.connect(lambda **_: _leave_within(settings.worker_grace, worker), weak=False)
     worker.start()
-    services.workers.leave(name)
+    with suppress(StoreUnavailable):
+        # Without a worker's patience: a store that is away will miss this one by itself.
+        WorkerRegistry(make_redis(settings, "courier")).leave(name)
     metrics.clear(settings)
     # A step that gives up says why; Celery keeps that as the exit code.
     if isinstance(worker.exitcode, str):
@@ -147,9 +149,15 @@ def _leave_within(seconds: float, worker: Any) -> None:
 
 def _signal_children(worker: Any, number: int) -> None:
     """SIGTERM makes the child hand its job back (generate.py)."""
-    for process in worker.pool._pool._pool:  # noqa: SLF001, no public way
+    for process in _children(worker):
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)
+
+
+def _children(worker: Any) -> list[Any]:
+    """The processes of the worker's pool: one, or none once the pool has ended."""
+    pool = worker.pool._pool  # noqa: SLF001, no public way
+    return list(pool._pool) if pool else []  # noqa: SLF001
 
 
 class ModelGate(bootsteps.StartStopStep):
@@ -160,7 +168,7 @@ class ModelGate(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         services = build(settings_module.load(), "worker")
         while (worker := services.workers.get(parent.hostname)) is None or worker.state == "loading":
-            if not all(process.is_alive() for process in parent.pool._pool._pool):  # noqa: SLF001, no public way
+            if not all(process.is_alive() for process in _children(parent)):
                 raise SystemExit("The worker's child died while it was loading its models.")
             if celery_state.should_stop is not None:
                 # Told to stop before there was any job: the models need not be loaded to their end.

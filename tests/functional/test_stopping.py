@@ -4,7 +4,9 @@ import signal
 import socket
 import threading
 
+import psutil
 import pytest
+import redis
 import requests
 
 from tests.backends import embedded
@@ -54,3 +56,19 @@ def test_a_courier_shows_that_it_lives_while_redis_is_away(stack, tmp_path):
     until((tmp_path / "alive").exists, 20, "the courier has touched its file")
     first = (tmp_path / "alive").stat().st_mtime_ns
     until(lambda: (tmp_path / "alive").stat().st_mtime_ns > first, 10, "it touches it again")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_told_to_stop_leaves_although_redis_is_away(stack):
+    stack.start("web")
+    worker = stack.start("worker")
+    stack.ready("steady")
+    with redis.Redis.from_url(stack.settings["REDIS_URL"]) as client:
+        client.shutdown(nosave=True)
+    until(lambda: worker.wrote("broker lost"), 20, "the worker misses its broker")
+    children = worker.children
+    worker.process.terminate()
+    worker.process.wait(30)
+    # Whose child it is now may not have looked at its end yet.
+    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    assert not worker.wrote("Exception in thread")
