@@ -321,8 +321,13 @@ def test_a_real_redis_takes_the_charts_configuration_and_the_secrets_password(tm
         assert ask("config", "get", "maxmemory-policy", password="correct").endswith("noeviction")
         assert ask("config", "get", "appendonly", password="correct").endswith("yes")
         assert "correct" not in run("ps", "-o", "args=", "-p", process.pid).stdout
-    finally:
         process.terminate()
+        process.wait(10)
+        # The signal reached Redis itself, which took the time to end well.
+        assert not socket.exists()
+        assert process.returncode == 0
+    finally:
+        process.kill()
         process.wait()
 
 
