@@ -53,12 +53,23 @@ def services(secrets):
     return yaml.safe_load(told.stdout)["services"]
 
 
+def made(checkout):
+    """The passwords and the key that script/secrets wrote."""
+    return re.findall(r"^(?:\w+_PASSWORD|SIGNING_KEY)=(.*)$", (checkout / ".env").read_text(), re.MULTILINE)
+
+
+def test_no_secret_is_in_a_list_of_processes(secrets, services):
+    for name, service in services.items():
+        started = str([service.get("command"), service.get("entrypoint"), service.get("healthcheck", {}).get("test")])
+        assert not [secret for secret in made(secrets[0]) if secret in started], name
+
+
 def test_secrets_are_made_once_and_for_nobody_else(secrets):
     checkout, second = secrets
     assert second == ""
     assert (checkout / ".env").stat().st_mode & 0o077 == 0
     assert (checkout / "var/compose/tls/tls.key").stat().st_mode & 0o077 == 0
-    passwords = re.findall(r"^(?:\w+_PASSWORD|SIGNING_KEY)=(.*)$", (checkout / ".env").read_text(), re.MULTILINE)
+    passwords = made(checkout)
     assert len(set(passwords)) == 5
     assert all(len(password) == 48 for password in passwords)
 
