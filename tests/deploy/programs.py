@@ -1,13 +1,13 @@
 """The programs of script/tools, for tests: one that is missing skips here and fails in CI, where none may be."""
 
-import os
 import shutil
 import subprocess
 from functools import cache
 from pathlib import Path
 
-import pytest
 import yaml
+
+from tests.backends import skip_or_fail
 
 ROOT = Path(__file__).parents[2]
 TOOLS = ROOT / "var/tools"
@@ -19,10 +19,7 @@ def tool(path):
     found = shutil.which(str(path))
     if found:
         return found
-    told = f"{path} is missing; script/tools installs it"
-    if os.environ.get("CI") == "true":
-        pytest.fail(told)
-    pytest.skip(told)
+    return skip_or_fail(f"{path} is missing; script/tools installs it")
 
 
 def run(*command, check=True, **options):

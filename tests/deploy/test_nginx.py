@@ -396,10 +396,7 @@ def test_the_numbers_fit_the_web_tier():
 
 
 def test_the_chart_has_the_same_numbers():
-    path = ROOT / "charts/darkroom/values.yaml"
-    if not path.exists():
-        pytest.skip("charts/darkroom is not there yet")
-    found = yaml.safe_load(path.read_text())["ingress"]["limits"]
+    found = yaml.safe_load((ROOT / "charts/darkroom/values.yaml").read_text())["ingress"]["limits"]
     assert {name: limit(name) for name in found} == found
 
 
