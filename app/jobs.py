@@ -205,7 +205,7 @@ class JobStore:
         """How many jobs of its queue go before this one; None when it is not queued."""
         return cast("int | None", ask(lambda: self._redis.zrank(f"jobs:queued:{job.queue}", job.task_id)))
 
-    def line(self, queue: str, limit: int = 100) -> list[Waiting]:
+    def line(self, queue: str, limit: int) -> list[Waiting]:
         """Who waits in this queue, first come first."""
         ids = ask(lambda: self._redis.zrange(f"jobs:queued:{queue}", 0, limit - 1))
         pipeline = self._redis.pipeline(transaction=False)

@@ -16,6 +16,8 @@ from app.record import Job
 
 # How far down the line mates are looked for, in multiples of those that are wanted.
 LOOK = 4
+# How far down it a job of a loaded model is looked for.
+FAR = 100
 
 
 class Models(Protocol):
@@ -56,7 +58,9 @@ class Line:
 
     def _next(self, queue: str) -> Iterator[str]:
         """Who is next: the first in line, or within its patience the first whose model is in memory."""
-        line = [waiting for waiting in self.jobs.line(queue) if waiting.params.model_version in self.models]
+        # Where all models are in memory there is hardly a choice.
+        far = FAR if len(self.models.loaded) < len(self.models) else LOOK
+        line = [waiting for waiting in self.jobs.line(queue, far) if waiting.params.model_version in self.models]
         at_hand = (waiting for waiting in line if waiting.params.model_version in self.models.loaded)
         for first in line[:1]:
             chosen = next(at_hand, first)
