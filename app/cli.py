@@ -2,11 +2,10 @@
 
 import os
 import sys
-import tempfile
 
 import click
 
-from app import __version__, commands, doctor, keys, operating
+from app import __version__, commands, doctor, keys, operating, tallies
 from app import settings as settings_module
 from app.console import DONE, Output, answers, told
 from app.models import commands as catalogue
@@ -63,7 +62,7 @@ def courier() -> int:
 def _observe() -> None:
     """What prometheus_client and OpenTelemetry read when they are imported: so before anything that counts is."""
     if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="darkroom-metrics-")
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = tallies.folder()
     # Attributes by the conventions that are stable now, not by the libraries' older default.
     os.environ.setdefault("OTEL_SEMCONV_STABILITY_OPT_IN", "http,database")
 

@@ -51,6 +51,7 @@ class Watch:
         self._listener: threading.Thread | None = None
         # Set while Redis tells us: what happens before that is seen only by reading the record.
         self.listening = threading.Event()
+        self._closed = threading.Event()
 
     def wait(self, read: Callable[[], Job], seconds: float) -> Job:
         """The job as soon as it is done, or as it is after `seconds`."""
@@ -83,6 +84,10 @@ class Watch:
                     version = max(version, event["version"])
                     yield Event("progress", version, data={"step": event["step"], "steps": event["steps"]})
 
+    def close(self) -> None:
+        """Listen no more, from the next event or failure on."""
+        self._closed.set()
+
     @contextmanager
     def _inbox(self, task_id: str) -> Iterator[Inbox]:
         inbox: Inbox = SimpleQueue()
@@ -110,18 +115,19 @@ class Watch:
                 del self._inboxes[task_id]
 
     def _listen(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 self._listen_once()
             except (RedisError, OSError) as error:
                 self.listening.clear()
-                log.warning("watch.interrupted", reason=str(error))
-                time.sleep(1)
+                if not self._closed.is_set():
+                    log.warning("watch.interrupted", reason=str(error))
+                    self._closed.wait(1)
 
     def _listen_once(self) -> None:
         with self._redis.pubsub() as subscription:  # type: ignore[no-untyped-call]
             subscription.subscribe(EVENTS)
-            while True:
+            while not self._closed.is_set():
                 message = subscription.get_message(timeout=PATIENCE)
                 if message and message["type"] == "subscribe":
                     self.listening.set()

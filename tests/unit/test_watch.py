@@ -3,6 +3,7 @@
 import subprocess
 import threading
 import time
+import uuid
 
 import pytest
 import redis
@@ -22,8 +23,10 @@ def jobs(services):
 
 
 @pytest.fixture
-def watch(services):
-    return Watch(services.redis)
+def watch(settings):
+    watch = Watch(named(settings))
+    yield watch
+    watch.close()
 
 
 def queued(jobs):
@@ -59,8 +62,15 @@ class Waiter(threading.Thread):
         return self.reads >= 2
 
 
-def subscriptions(redis_client):
-    return dict(redis_client.pubsub_numsub("jobs:events"))["jobs:events"]
+def named(settings):
+    """A client whose connections Redis tells from those of other tests, whose watches still listen."""
+    named_url = f"{settings.redis_url}?client_name={uuid.uuid4()}"
+    return make_redis(settings.model_copy(update={"redis_url": named_url}), "web")
+
+
+def subscriptions(client):
+    name = client.connection_pool.connection_kwargs["client_name"]
+    return sum(other["name"] == name for other in client.client_list(_type="pubsub"))
 
 
 @pytest.fixture
@@ -93,15 +103,17 @@ def test_each_waiter_is_woken_by_their_own_job_alone(watch, jobs, listens):
     waiters[2].join(10)
 
 
-def test_any_number_of_waiters_costs_one_subscription(watch, jobs, services, listens):
-    before = subscriptions(services.redis)
+def test_any_number_of_waiters_costs_one_subscription(settings, jobs):
+    client = named(settings)
+    watch = Watch(client)
     task_id = queued(jobs)
     waiters = [Waiter(watch, jobs, task_id) for _ in range(20)]
-    until(lambda: all(waiter.waits() for waiter in waiters) and listens(), 10, "all wait")
-    assert subscriptions(services.redis) == before + 1
+    until(lambda: all(waiter.waits() for waiter in waiters) and watch.listening.is_set(), 10, "all wait")
+    assert subscriptions(client) == 1
     jobs.fail(task_id, Internal("over"))
     for waiter in waiters:
         waiter.join(10)
+    watch.close()
     assert all(waiter.got.phase.is_terminal for waiter in waiters)
 
 
@@ -158,10 +170,10 @@ class Server:
 
 def test_a_store_that_dies_and_comes_back_is_listened_to_again(settings, tmp_path):
     server = Server(tmp_path)
+    client = named(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{server.port}/0"}))
+    jobs, watch = JobStore(client, result_ttl=60, lease=15), Watch(client)
     server.start()
     try:
-        client = make_redis(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{server.port}/0"}), "web")
-        jobs, watch = JobStore(client, result_ttl=60, lease=15), Watch(client)
         task_id = queued(jobs)
         waiter = Waiter(watch, jobs, task_id, seconds=60)
         until(lambda: waiter.waits() and subscriptions(client), 10, "the waiter waits")
@@ -176,6 +188,7 @@ def test_a_store_that_dies_and_comes_back_is_listened_to_again(settings, tmp_pat
         again.join(10)
         assert (again.got.phase.is_terminal, again.took < PATIENCE - 1) == (True, True)
     finally:
+        watch.close()
         server.kill()
 
 

@@ -1,0 +1,56 @@
+"""Numbers for Prometheus lie in a folder of the role, and leave nothing behind."""
+
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+
+import pytest
+
+from app import tallies
+
+HOLD = "from app import tallies; print(tallies.folder(), flush=True); input()"
+TAKEN_OVER = "import os; from app import tallies; os.execv('/bin/sh', ['sh', '-c', f'echo {tallies.folder()}; read x'])"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    return tmp_path
+
+
+@contextmanager
+def role(program=HOLD):
+    """Another role, which holds a folder."""
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as it:
+        it.folder = it.stdout.readline().strip()
+        yield it
+        it.kill()
+
+
+def names(here):
+    return {str(path) for path in here.iterdir()}
+
+
+@pytest.mark.parametrize("program", [HOLD, TAKEN_OVER], ids=["itself", "the program that took it over"])
+def test_a_role_leaves_the_folder_of_one_that_lives(here, program):
+    with role(program) as other:
+        mine = tallies.folder()
+        assert names(here) == {mine, other.folder}
+
+
+def test_a_role_takes_away_what_a_killed_one_left(here):
+    with role() as other:
+        other.kill()
+        other.wait()
+        mine = tallies.folder()
+    assert names(here) == {mine}
+
+
+def test_what_is_no_folder_is_left_alone(here):
+    (here / "darkroom-metrics-note").write_text("mine")
+    tallies.folder()
+    assert (here / "darkroom-metrics-note").read_text() == "mine"
