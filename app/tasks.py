@@ -4,6 +4,7 @@ The record in Redis is the truth about a job (jobs.py). Celery brings the messag
 brings it again when that worker is gone; it may do so twice, late, or to the wrong one.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, shared_task
@@ -156,10 +157,18 @@ def celery_url(redis_url: str) -> str:
     return "redis+socket" + redis_url.removeprefix("unix") if redis_url.startswith("unix:") else redis_url
 
 
+_run: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+
+
+def serve(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """From now on this process runs jobs: the child of a worker, once its models are there."""
+    global _run
+    _run = run
+
+
 @shared_task(name=GENERATE, throws=(JobError,))
 def generate(message: dict[str, Any]) -> dict[str, Any]:
     """Run one job. A job that FAILED fails here too, so that Flower and the exporter tell the truth."""
-    # Deferred: only the child of a worker process has the models that this needs.
-    from app.worker import current
-
-    return current().run(message)
+    if _run is None:
+        raise RuntimeError("no models are loaded in this process")
+    return _run(message)

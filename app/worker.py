@@ -27,7 +27,7 @@ from app.generate import Runner
 from app.line import Line
 from app.services import Services, build, make_redis
 from app.settings import Settings
-from app.tasks import RECYCLE_KIB, declare_queues, make_celery
+from app.tasks import RECYCLE_KIB, declare_queues, make_celery, serve
 from app.workers import TTL, WorkerRegistry, WorkerState
 
 if TYPE_CHECKING:
@@ -35,20 +35,11 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger("darkroom.worker")
 
-_child: "Child | None" = None
-
 # Seconds that a child may take to hand its job back.
 HAND_BACK = 5
 
 # In the parent: its child cannot go on, so neither can it.
 _gave_up = threading.Event()
-
-
-def current() -> "Child":
-    """What runs the jobs in this process: the child of a worker."""
-    if _child is None:
-        raise RuntimeError("no models are loaded in this process")
-    return _child
 
 
 class Herald:
@@ -210,7 +201,6 @@ def _end_child(**_: Any) -> None:
 @signals.worker_process_init.connect(weak=False)
 def _start_child(sender: str, **_: Any) -> None:
     """In the child: load, warm up, announce. A failure ends the child at once, with its reason in the registry."""
-    global _child
     settings = settings_module.load()
     telemetry.setup(settings, "worker")
     services = build(settings, "worker")
@@ -223,7 +213,7 @@ def _start_child(sender: str, **_: Any) -> None:
         reason = str(error)
         herald.say(lambda: replace(me, state="failed", reason=reason))
         os._exit(EX_FAILURE)
-    _child = Child(services, models, me, herald)
+    serve(Child(services, models, me, herald).run)
 
 
 def _queue_of(name: str) -> str:
