@@ -21,7 +21,7 @@ from app.record import Job, Phase
 
 log = structlog.get_logger("darkroom.watch")
 
-# Looked at again after this long though nothing was told: an event may be lost while Redis restarts.
+# Who follows hears something after this long; who waits asks whether an event may have been lost meanwhile.
 PATIENCE = 5.0
 
 # How long the first who waits gives the subscription to begin; an outage must not hold a client up.
@@ -51,16 +51,26 @@ class Watch:
         self._listener: threading.Thread | None = None
         # Set while Redis tells us: what happens before that is seen only by reading the record.
         self.listening = threading.Event()
+        self._subscriptions = 0
         self._closed = threading.Event()
 
     def wait(self, read: Callable[[], Job], seconds: float) -> Job:
         """The job as soon as it is done, or as it is after `seconds`."""
         until = time.monotonic() + seconds
         with self._inbox(read().task_id) as inbox:
-            # Read again once we listen: it may have ended in between.
-            while not (job := read()).phase.is_terminal and (left := until - time.monotonic()) > 0:
-                _until_done(inbox, min(left, PATIENCE))
-        return job
+            while True:
+                # Before the record is read, which tells all that happened until then.
+                heard = self._subscriptions
+                job = read()
+                if job.phase.is_terminal or time.monotonic() >= until:
+                    return job
+                self._sleep(inbox, until, heard)
+
+    def _sleep(self, inbox: Inbox, until: float, heard: int) -> None:
+        """Until the job's end is told, or may have been told while we did not listen, or the time is over."""
+        while (left := until - time.monotonic()) > 0:
+            if _is_done(inbox, min(left, PATIENCE)) or self._subscriptions != heard or not self.listening.is_set():
+                return
 
     def follow(self, read: Callable[[], Job]) -> Iterator[Event]:
         """The job as it is, then what happens to it, until it is done; `alive` when nothing happens."""
@@ -130,6 +140,7 @@ class Watch:
             while not self._closed.is_set():
                 message = subscription.get_message(timeout=PATIENCE)
                 if message and message["type"] == "subscribe":
+                    self._subscriptions += 1
                     self.listening.set()
                 elif message:
                     self._tell(json.loads(message["data"]))
@@ -147,10 +158,10 @@ def _next(inbox: Inbox, seconds: float) -> dict[str, Any] | None:
         return None
 
 
-def _until_done(inbox: Inbox, seconds: float) -> None:
-    """Until the job's end is told, or the time is over."""
+def _is_done(inbox: Inbox, seconds: float) -> bool:
+    """Whether the job's end is told within these seconds."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
-        event = _next(inbox, left)
-        if event is None or event.get("phase") == Phase.DONE:
-            return
+        if (event := _next(inbox, left)) and event.get("phase") == Phase.DONE:
+            return True
+    return False

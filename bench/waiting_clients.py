@@ -15,11 +15,15 @@ from dataclasses import replace
 
 import click
 import psutil
+import requests
+from prometheus_client.parser import text_string_to_metric_families
 
 from app.jobs import JobStore
 from bench.depth import JOB
 from bench.rig import Figure, benchmark, jobs_of, milliseconds, running
 from tests.stack import Role, Stack, until
+
+NAME = "darkroom_waiting_clients"
 
 
 @benchmark
@@ -31,7 +35,7 @@ def main(on: str, clients: int, pause: float) -> list[Figure]:
         web, jobs = stack.roles[0], jobs_of(stack)
         before = memory(web)
         waiting = [Waiter(stack.port, claimed(jobs)) for _ in range(clients)]
-        until(lambda: subscribed(stack, clients), 60, "everyone waits")
+        until(lambda: waiting_now(stack) == clients, 60, "everyone waits")
         during = memory(web)
         delays = end_one_by_one(jobs, waiting, pause)
         return [
@@ -67,10 +71,11 @@ class Waiter:
         return b'"DONE"' in self.answer and self.answer.endswith(b"}")
 
 
-def subscribed(stack: Stack, clients: int) -> bool:
-    """Whether as many requests have come in; the web process says so in its connections."""
-    connections = psutil.net_connections("tcp")
-    return sum(c.laddr.port == stack.port and c.status == "ESTABLISHED" for c in connections) >= clients
+def waiting_now(stack: Stack) -> float:
+    """How many requests wait in the web process, by its own word: a connection alone is not yet heard."""
+    told = requests.get(f"http://127.0.0.1:{stack.port}/metrics", timeout=10).text
+    families = text_string_to_metric_families(told)
+    return sum(sample.value for family in families for sample in family.samples if sample.name == NAME)
 
 
 def end_one_by_one(jobs: JobStore, waiting: list[Waiter], pause: float) -> list[float]:
