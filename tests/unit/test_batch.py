@@ -156,6 +156,25 @@ class Picky(Press):
         return []
 
 
+def test_who_has_cost_a_worker_comes_after_the_others_and_by_itself(services, queue):
+    lead, tried, fresh = jobs = queue(3)
+    services.jobs.claim(tried.task_id, "lost", "worker-0", 3)
+    lease_runs_out(services.redis, tried.task_id)
+    services.jobs.requeue(tried.task_id)
+    press = Press()
+    made_alone = press.generate
+
+    def alone(params, source, on_step):
+        assert states(services, [lead, fresh]) == ["SUCCEEDED"] * 2
+        return made_alone(params, source, on_step)
+
+    press.generate = alone
+    # In the line again it is the last: looked at as if it were not.
+    services.redis.zadd("jobs:queued:gen.tiny", {tried.task_id: 1})
+    turn(services, press, lead)
+    assert (press.calls, states(services, jobs)) == ([2, 1], ["SUCCEEDED"] * 3)
+
+
 def test_a_call_that_fails_is_tried_again_job_by_job(services, queue):
     jobs, picky = queue(3), Picky()
     turn(services, picky, jobs[0])

@@ -18,7 +18,7 @@ from app.errors import (
     TaskExpired,
     TaskNotFound,
 )
-from app.jobs import EVENTS, JobStore
+from app.jobs import EVENTS, JobStore, Terms
 from app.record import TRANSITIONS, Job, Phase, Status
 from app.services import make_redis
 from tests.stack import until
@@ -365,6 +365,21 @@ def test_a_discarded_job_is_not_found_and_a_stray_message_has_nothing_to_do(jobs
     assert claim(jobs, task_id).verdict == "done"
     assert indexes(redis, task_id) == set()
     assert 0 < redis.ttl(f"job:{task_id}") <= 3600
+
+
+def test_the_idempotency_key_of_a_discarded_job_is_free_again(jobs):
+    terms = Terms(ticket="ann:one", digest="d")
+    jobs.create(first := job(), terms)
+    jobs.discard(first.task_id)
+    assert jobs.earlier(terms) is None
+    assert jobs.create(job(), terms).verdict == "created"
+
+
+def test_a_job_canceled_while_its_worker_dies_is_not_begun_again(jobs, redis):
+    task_id = reach(jobs, Phase.RUNNING)
+    jobs.cancel(task_id)
+    lease_runs_out(redis, task_id)
+    assert claim(jobs, task_id, "t2").verdict == "canceled"
 
 
 def test_a_job_that_a_worker_already_has_is_not_discarded(jobs):

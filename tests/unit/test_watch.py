@@ -117,6 +117,20 @@ def test_any_number_of_waiters_costs_one_subscription(settings, jobs):
     assert all(waiter.got.phase.is_terminal for waiter in waiters)
 
 
+def test_an_end_that_was_told_while_the_subscription_was_cut_is_not_missed(settings, jobs):
+    client = named(settings)
+    watch = Watch(client)
+    task_id = queued(jobs)
+    waiter = Waiter(watch, jobs, task_id, seconds=60)
+    until(lambda: waiter.waits() and watch.listening.is_set(), 10, "the waiter waits")
+    for listener in client.client_list(_type="pubsub"):
+        client.client_kill_filter(_id=listener["id"])
+    jobs.fail(task_id, Internal("over"))
+    waiter.join(3 * PATIENCE)
+    watch.close()
+    assert waiter.got.phase.is_terminal
+
+
 def test_a_step_wakes_nobody(watch, jobs, listens):
     task_id = queued(jobs)
     waiter = Waiter(watch, jobs, task_id)

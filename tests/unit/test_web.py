@@ -186,6 +186,17 @@ def test_a_task_that_is_not_done_asks_to_come_again(client, services):
     assert (answer.status_code, answer.json["status"], answer.headers["Retry-After"]) == (200, "PENDING", "1")
 
 
+def test_the_time_left_is_that_of_all_in_front_over_all_workers_and_of_the_job_itself(client, services):
+    for name in ("one", "two"):
+        services.workers.announce(WorkerState(f"{name}@host", "gen.tiny", "ready", ("tiny-scenes-1",)))
+    ids = [queued(services) for _ in range(5)]
+    services.redis.hset("models:step_seconds", "tiny-scenes-1", "0.5")
+    # Four steps of half a second; those at work are half done on average.
+    assert [client.get(f"/tasks/{task_id}").json["eta_seconds"] for task_id in ids[::2]] == [3.0, 5.0, 7.0]
+    answer = client.get(f"/tasks/{ids[4]}")
+    assert answer.headers["Retry-After"] == "4"
+
+
 def test_a_running_task_tells_progress_and_attempt(client, services):
     task_id = queued(services)
     services.jobs.claim(task_id, "t1", "worker-1", 3)
