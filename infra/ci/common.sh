@@ -27,3 +27,10 @@ VERSION=${VERSION:-$(version)}
 REGISTRY=${REGISTRY:-docker.io/darkroom}
 # shellcheck disable=SC2034 # of those who source this
 IMAGES=(web worker)
+
+# policies NAME WHAT...: what checkov has against it, but for what config/checkov/NAME.yaml leaves out with a reason.
+policies() {
+  local checkov=var/tools/checkov/bin/checkov
+  [[ -x $checkov ]] || checkov=$(command -v checkov) || die "checkov is missing: script/tools checkov"
+  LOG_LEVEL=ERROR "$checkov" --config-file "config/checkov/$1.yaml" --skip-download --quiet --compact "${@:2}"
+}

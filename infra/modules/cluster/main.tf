@@ -4,6 +4,7 @@ resource "google_container_cluster" "this" {
   network             = var.network
   subnetwork          = var.subnetwork
   deletion_protection = var.deletion_protection
+  resource_labels     = { application = "darkroom" }
 
   # Pools of their own, which can be replaced without the cluster.
   remove_default_node_pool = true
