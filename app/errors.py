@@ -168,8 +168,15 @@ class NoWorker(RequestError):
 class JobError(DarkroomError):
     """The reason why an accepted job FAILED."""
 
-    code: ClassVar[str] = "internal"
-    retryable: ClassVar[bool] = False
+    code: str = "internal"
+    retryable: bool = False
+
+    @classmethod
+    def of(cls, document: dict[str, Any]) -> "JobError":
+        """The error that this is the document of."""
+        error = cls(document["message"])
+        error.code, error.retryable = document["code"], document["retryable"]
+        return error
 
     def document(self) -> dict[str, Any]:
         """The task's `error`: `{code, message, retryable}`."""

@@ -32,6 +32,9 @@ log = structlog.get_logger("darkroom.generate")
 
 MAX_OUTPUT_BYTES = 500_000_000
 
+# How an attempt ended: a verdict, or why the job FAILED.
+Outcome = str | JobError
+
 # Seconds that the last word of a job needs at most.
 AT_LAST = 2.0
 
@@ -42,6 +45,7 @@ class Held:
     def __init__(self, services: Services, job: Job, token: str) -> None:
         self.job = job
         self.lease = Lease(services.jobs, job.task_id, token, services.settings.lease)
+        self.outcome: Outcome = ""
         self._services = services
         self._phase = Phase.STARTING
         self._window = Window(Previews(services.redis), job.task_id)

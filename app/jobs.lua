@@ -177,6 +177,17 @@ function moves.claim()
   return {'claimed', redis.call('HGETALL', key)}
 end
 
+-- as claim, then queue, how many to look at, model, ...: the first in line that is for one of these models.
+function moves.claim_next()
+  local models = {}
+  for _, model in ipairs({unpack(ARGV, 9)}) do models[model] = true end
+  for _, first in ipairs(redis.call('ZRANGE', 'jobs:queued:' .. ARGV[7], 0, ARGV[8] - 1)) do
+    key, id = 'job:' .. first, first
+    if models[get('model_version')] then return {id, unpack(moves.claim())} end
+  end
+  return {'', 'empty'}
+end
+
 -- token, lease seconds, [step, steps]: the worker is alive.
 function moves.renew()
   if not holds(ARGV[3]) then return {'lost'} end

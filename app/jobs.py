@@ -43,6 +43,7 @@ class Claim:
 
     verdict: str
     job: Job | None = None
+    task_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,12 @@ class JobStore:
 
     def claim(self, task_id: str, token: str, owner: str, max_attempts: int) -> Claim:
         """Ask for a job. Any verdict but `claimed` means: not yours, acknowledge the message."""
-        verdict, *rest = self._move("claim", task_id, token, owner, self._lease, max_attempts)
-        return Claim(verdict, from_record(task_id, _pairs(rest[0])) if rest else None)
+        return _claim(task_id, *self._move("claim", task_id, token, owner, self._lease, max_attempts))
+
+    def claim_next(self, queue: str, most: int, models: list[str], token: str, owner: str, max_attempts: int) -> Claim:
+        """The same for the first in this queue's line that is for one of these models; looks at so many at most."""
+        task_id, *answer = self._move("claim_next", "", token, owner, self._lease, max_attempts, queue, most, *models)
+        return _claim(task_id, *answer)
 
     def renew(self, task_id: str, token: str, step: int | None = None, steps: int | None = None) -> None:
         """Hold the claim for another lease, and tell how far the work is; raises ClaimLost, and Canceled."""
@@ -271,6 +276,10 @@ def takes_no_writes(error: ResponseError) -> bool:
 
 def _key(task_id: str) -> str:
     return f"job:{task_id}"
+
+
+def _claim(task_id: str, verdict: str, record: list[str] | None = None) -> Claim:
+    return Claim(verdict, from_record(task_id, _pairs(record)) if record else None, task_id)
 
 
 def _pairs(flat: list[str]) -> dict[str, str]:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from app.jobs import JobStore, Waiting
+from app.jobs import Claim, JobStore, Waiting
 from app.record import Job
 
 # How far down the line mates are looked for, in multiples of those that are wanted.
@@ -27,6 +27,8 @@ class Models(Protocol):
     def loaded(self) -> Collection[str]: ...
 
     def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[str]: ...
 
     def __contains__(self, model_version: object) -> bool: ...
 
@@ -44,10 +46,23 @@ class Line:
     def turns(self, own: Job) -> Iterator[str]:
         """Ids to claim on the message of `own`, one after the other until one is had."""
         # One that is not queued may have lost its record, which only its own message can make again.
-        if len(self.models.loaded) < len(self.models) and self.jobs.queue_position(own) is not None:
+        if self._may_choose and self.jobs.queue_position(own) is not None:
             yield from self._next(own.queue)
         yield own.task_id
         yield from self._next(own.queue)
+
+    def claim(self, queue: str, token: str, owner: str, max_attempts: int) -> Claim:
+        """Claim who is next, whichever job that is; `empty` when nobody waits whom this worker could serve."""
+        if not self._may_choose:
+            return self.jobs.claim_next(queue, LOOK, list(self.models), token, owner, max_attempts)
+        for task_id in self._next(queue):
+            return self.jobs.claim(task_id, token, owner, max_attempts)
+        return Claim("empty")
+
+    @property
+    def _may_choose(self) -> bool:
+        """Whether it matters whose turn it is: some model would have to be loaded."""
+        return len(self.models.loaded) < len(self.models)
 
     def mates(self, job: Job, most: int) -> list[str]:
         """Ids of at most so many jobs that wait now and can be run as one with this one, first come first."""
@@ -59,7 +74,7 @@ class Line:
     def _next(self, queue: str) -> Iterator[str]:
         """Who is next: the first in line, or within its patience the first whose model is in memory."""
         # Where all models are in memory there is hardly a choice.
-        far = FAR if len(self.models.loaded) < len(self.models) else LOOK
+        far = FAR if self._may_choose else LOOK
         line = [waiting for waiting in self.jobs.line(queue, far) if waiting.params.model_version in self.models]
         at_hand = (waiting for waiting in line if waiting.params.model_version in self.models.loaded)
         for first in line[:1]:

@@ -94,6 +94,9 @@ class Settings(BaseSettings):
     worker_max_batch: int = Field(
         0, ge=0, le=64, description="Queued jobs of one kind that a worker runs at once; 0: as the model's entry says."
     )
+    worker_turn: float = Field(
+        10, ge=0, le=60, description="Seconds for which a worker goes on with the line before it takes a new message."
+    )
     worker_queue: str = Field("", description="The one queue a worker consumes; default: the default model's.")
     worker_name: str = Field(
         socket.gethostname(), description="How this worker calls itself; default: the host's name."

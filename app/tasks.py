@@ -44,7 +44,6 @@ _COMMON: dict[str, Any] = {
     "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0, "interval_max": 0.2},
     # A typo in a queue's name must fail, not make a queue that nobody consumes.
     "task_create_missing_queues": False,
-    "task_send_sent_event": True,
     "broker_connection_timeout": PUBLISH_TIMEOUT,
 }
 
@@ -130,7 +129,8 @@ def _worker(settings: Settings) -> dict[str, Any]:
         "worker_deduplicate_successful_tasks": False,
         # The running job goes on when the broker goes away: its lease keeps a second run from starting.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
-        "task_time_limit": settings.time_limit,
+        # Whichever job of the turn it is that hangs.
+        "task_time_limit": settings.time_limit + settings.worker_turn,
         "broker_heartbeat": 20,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,

@@ -22,7 +22,7 @@ from celery.worker import state as celery_state
 
 from app import alive, metrics, telemetry, tracing
 from app import settings as settings_module
-from app.errors import DeviceLost, GpuOutOfMemory, ModelLoadFailed, SettingsError, StoreUnavailable
+from app.errors import DeviceLost, ModelLoadFailed, SettingsError, StoreUnavailable
 from app.generate import Runner
 from app.line import Line
 from app.services import Services, build, make_redis
@@ -37,6 +37,9 @@ log = structlog.get_logger("darkroom.worker")
 
 # Seconds that a child may take to hand its job back.
 HAND_BACK = 5
+
+# What tells the child that its turn ends with the job it is at.
+STOP = signal.SIGUSR2
 
 # In the parent: its child cannot go on, so neither can it.
 _gave_up = threading.Event()
@@ -72,16 +75,15 @@ class Child:
         self._me = me
         self._herald = herald
         line = Line(services.jobs, models, services.settings.model_patience)
-        self._runner = Runner(services, models, line, me.name)
+        self._runner = Runner(services, models, line, me.name, services.settings.worker_turn)
+        # The parent says so as soon as it is told to stop.
+        signal.signal(STOP, lambda *_: self._runner.stop())
         herald.say(lambda: replace(me, state="ready", models=tuple(models), loads=models.report()))
 
     def run(self, message: dict[str, Any]) -> dict[str, Any]:
         """See `Runner.run`. Memory that ran out ends the process after this job, a device that failed at once."""
         try:
             return self._runner.run(message)
-        except GpuOutOfMemory:
-            _end_after_this_job()
-            raise
         except DeviceLost as error:
             # Without a word to Celery, so that the message goes back. The lease ends by itself, and the attempt
             # counts: a job that breaks the device each time must not go round for ever.
@@ -89,6 +91,9 @@ class Child:
             reason = f"The device failed: {error}"
             self._herald.say(lambda: replace(self._me, state="failed", reason=reason))
             os._exit(EX_FAILURE)
+        finally:
+            if self._runner.worn:
+                _end_after_this_job()
 
 
 def _end_after_this_job() -> None:
@@ -132,6 +137,7 @@ def main(settings: Settings) -> int:
 
 def _leave_within(seconds: float, worker: Any) -> None:
     """Celery waits for the running job however long it takes, and leaves as soon as it is done: bound that."""
+    _signal_children(worker, STOP)
     for pause, number in ((seconds, signal.SIGTERM), (seconds + HAND_BACK, signal.SIGKILL)):
         timer = threading.Timer(pause, _signal_children, [worker, number])
         timer.daemon = True
