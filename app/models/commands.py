@@ -1,5 +1,6 @@
 """`python -m app models list|prefetch`: what the catalogue offers, and bringing it to this machine."""
 
+import secrets
 from typing import Any
 
 import click
@@ -47,7 +48,8 @@ def prefetch(output: Output, model_versions: tuple[str, ...], device: str) -> in
 
 
 def _read() -> tuple[Settings, Catalogue]:
-    settings = settings_module.load()
+    # What signs nothing needs no key for it.
+    settings = settings_module.load(signing_key=secrets.token_urlsafe(32))
     return settings, load_catalogue(settings.models_file, settings.default_model_version)
 
 

@@ -1,9 +1,11 @@
 """What a stranger does: the README's commands, on this machine, with nothing prepared."""
 
+import os
 import re
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,9 +31,6 @@ def place(tmp_path):
 
 def up(place, *arguments, **environment):
     """`script/server` but for its bootstrap, which has tests of its own: the packages are this test's."""
-    import os
-    import sys
-
     return subprocess.Popen(
         [sys.executable, "-m", "app", "up", *arguments],
         cwd=place, env={**os.environ, **environment}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -47,6 +46,22 @@ def test_once_makes_the_picture_of_the_prompt_and_ends(place):
     middle, corner = picture.getpixel((picture.width // 2, picture.height // 2)), picture.getpixel((3, 3))
     assert middle[0] > 2 * middle[2], "red in the middle"
     assert corner[2] > 2 * corner[0], "blue in the corner"
+
+
+def test_a_model_of_ones_own_is_added_as_the_page_of_models_says(place):
+    [example] = re.findall(r"```sh\n(.*?)```", (place / "docs/models.md").read_text(), re.DOTALL)
+    script = example.replace("script/server", "python -m app up")
+    environment = {
+        "WEB_BIND": f"127.0.0.1:{free_port()}",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    told = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=place, check=False, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert told.returncode == 0, told.stderr
+    assert re.search(r"^mine-1 +gen\.mine +here .*[0-9a-f]{64}", told.stdout, re.MULTILINE)
+    assert re.search(r"Here it is: \S+\.png +\(seed \d+, mine-1\)", told.stdout)
 
 
 def test_the_readmes_request_gives_a_picture_and_ctrl_c_stops_everything(place):

@@ -72,7 +72,7 @@ def here(tmp_path):
         {"model_version": "missing", "source": "nowhere", **entry},
     ]
     (tmp_path / "models.yaml").write_text(yaml.safe_dump({"models": entries}))
-    return {"MODELS_FILE": str(tmp_path / "models.yaml"), "SIGNING_KEY": "x" * 32, "DEVICE": "cpu"}
+    return {"MODELS_FILE": str(tmp_path / "models.yaml"), "DEVICE": "cpu"}
 
 
 def test_the_models_of_this_machine_are_listed_for_people_and_for_programs(here):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app import settings
+from app.models import load_catalogue
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,6 +25,7 @@ PAGES = [
     "docs/cloud.md",
     "docs/deploy.md",
     "docs/jobs.md",
+    "docs/models.md",
     "docs/observability.md",
     "docs/performance.md",
     "docs/runbook.md",
@@ -36,6 +38,12 @@ PAGES = [
 def test_every_link_leads_somewhere(page):
     links = re.findall(r"\]\(([^)#]+)\)", (ROOT / page).read_text())
     assert [link for link in links if "://" not in link and not (ROOT / page).parent.joinpath(link).exists()] == []
+
+
+def test_the_page_of_models_has_the_catalogues_table():
+    rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| ([^|]+) \|$", (ROOT / "docs/models.md").read_text(), re.MULTILINE)
+    catalogue = load_catalogue(str(ROOT / "config/models.yaml")).all()
+    assert rows == [(spec.model_version, spec.queue, ", ".join(spec.capabilities)) for spec in catalogue]
 
 
 def test_every_module_has_its_place_in_the_picture_of_the_house():
