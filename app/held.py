@@ -1,6 +1,5 @@
 """One job in a worker's hands: what it needs, what comes of it, and how it ends. See generate.py for the whole way."""
 
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from app.lease import Lease
 from app.patience import PatientStorage
 from app.pictures import Picture, decode, decode_mask, reread
 from app.previews import Look, Previews, Window
-from app.record import Job, Phase
+from app.record import Job, Phase, compact, output_name
 from app.services import Services
 
 log = structlog.get_logger("darkroom.generate")
@@ -180,19 +179,19 @@ class Held:
                 raise StorageFailed(f"{name} holds something else.") from None
             picture = earlier
         size = {"bytes": len(picture.data), "width": picture.width, "height": picture.height}
-        return {"index": index, "seed": picture.seed, "name": name, "sha256": picture.sha256, **size}
+        return {"sha256": picture.sha256, **size}
 
     @tracing.span("job.finish")
     def _succeed(self, images: list[dict[str, Any]], batch_size: int) -> None:
         job, settings = self.job, self._services.settings
         waited = int(1000 * ((job.started_at or 0) - (job.queued_at or 0)))
         result = {
-            "images": json.dumps(images),
-            "metrics": json.dumps({"queue_ms": waited, **self._laps, "batch_size": batch_size}),
+            "images": compact(images),
+            "metrics": compact({"queue_ms": waited, **self._laps, "batch_size": batch_size}),
             "worker_version": settings.worker_version,
         }
         if self._services.catalogue.get(job.params.model_version).safety_checker:
-            result["safety"] = json.dumps({"flagged": False, "images": [False] * len(images)})
+            result["safety"] = compact({"flagged": False, "images": [False] * len(images)})
         self._services.jobs.succeed(job.task_id, self.lease.token, result)
         self._note()
 
@@ -208,8 +207,3 @@ class Held:
 def by_signal(error: BaseException | None) -> bool:
     """Whether the worker was told to stop: the pool's signal handler exits with a number that nothing else does."""
     return isinstance(error, SystemExit) and isinstance(error.code, int) and -256 < error.code < 0
-
-
-def output_name(task_id: str, index: int) -> str:
-    """`output/{task_id}.png`, `output/{task_id}-1.png`, …"""
-    return f"output/{task_id}.png" if index == 0 else f"output/{task_id}-{index}.png"

@@ -37,7 +37,7 @@ local enter = {
   AWAITING_UPLOAD = function() index('uploads', time('upload_expires_at')) end,
   QUEUED = function()
     stamp('queued_at')
-    put('token', 'none', 'owner', '')
+    put('token', 'none')
     index('unconfirmed', now)
     index('queued:' .. get('queue'), now)
     unindex('leases')
@@ -166,7 +166,7 @@ function moves.claim()
   if get('cancel') then return {'canceled'} end
   if time('deadline_at') <= now then return {'overdue'} end
   if time('attempt') >= tonumber(ARGV[6]) then return {'exhausted'} end
-  put('token', ARGV[3], 'owner', ARGV[4], 'step', 0)
+  put('token', ARGV[3], 'step', 0)
   local attempts = cjson.decode(get('attempts') or '[]')
   attempts[#attempts + 1] = {attempt = redis.call('HINCRBY', key, 'attempt', 1), owner = ARGV[4], started_at = now}
   put('attempts', cjson.encode(attempts))

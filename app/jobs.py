@@ -231,8 +231,12 @@ class JobStore:
 
     def lock(self, name: str, seconds: float) -> bool:
         """Take a lock that ends by itself; False when someone else has it."""
-        milliseconds = int(seconds * 1000)
-        return bool(ask(lambda: self._redis.set(f"lock:{name}", "1", nx=True, px=milliseconds)))
+        key, milliseconds = f"lock:{name}", int(seconds * 1000)
+        taken = bool(ask(lambda: self._redis.set(key, "1", nx=True, px=milliseconds)))
+        if not taken:
+            # Redis keeps the moment of its end: by a clock that has jumped back, that could be hours away.
+            ask(lambda: self._redis.pexpire(key, milliseconds, lt=True))
+        return taken
 
     def ping(self) -> None:
         """Raises StoreUnavailable when Redis does not answer."""

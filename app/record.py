@@ -122,23 +122,41 @@ _TEXTS = {"queue", "worker_version", "client_ref", "caller", "rerun_of", "tracep
 
 
 def from_record(task_id: str, record: dict[str, str]) -> Job:
+    params = Params.model_validate_json(record["params"])
     values: dict[str, Any] = {name: record[name] for name in _TEXTS & record.keys()}
     values |= {name: float(record[name]) for name in _TIMES & record.keys()}
     values |= {name: int(record[name]) for name in _COUNTS & record.keys()}
     values |= {name: json.loads(record[name]) for name in _DOCUMENTS & record.keys()}
+    stored = values.pop("images", [])
     return Job(
         task_id=task_id,
-        params=Params.model_validate_json(record["params"]),
+        params=params,
         phase=Phase(record["phase"]),
         status=Status(record["status"]),
         cancel="cancel" in record,
+        images=[{**_image(task_id, params, index), **image} for index, image in enumerate(stored)],
         **values,
     )
 
 
+def _image(task_id: str, params: Params, index: int) -> dict[str, Any]:
+    """What need not be kept of a picture."""
+    return {"index": index, "seed": params.seed + index, "name": output_name(task_id, index)}
+
+
+def output_name(task_id: str, index: int) -> str:
+    """`output/{task_id}.png`, `output/{task_id}-1.png`, …"""
+    return f"output/{task_id}.png" if index == 0 else f"output/{task_id}-{index}.png"
+
+
+def compact(value: Any) -> str:
+    """JSON as a record keeps it: very many are kept."""
+    return json.dumps(value, separators=(",", ":"))
+
+
 def to_record(job: Job) -> dict[str, str | int | float]:
     record: dict[str, str | int | float | None] = {
-        "params": job.params.model_dump_json(),
+        "params": job.params.model_dump_json(exclude_defaults=True),
         "queue": job.queue,
         "model_version": job.params.model_version,
         "phase": job.phase,
@@ -152,6 +170,6 @@ def to_record(job: Job) -> dict[str, str | int | float]:
         "rerun_of": job.rerun_of,
         "traceparent": job.traceparent,
         "webhook_url": job.webhook_url,
-        "webhook_events": json.dumps(job.webhook_events) if job.webhook_url else None,
+        "webhook_events": compact(job.webhook_events) if job.webhook_url else None,
     }
     return {name: value for name, value in record.items() if value is not None}

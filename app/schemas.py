@@ -95,8 +95,9 @@ class Params(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    # The defaults stay as they are: a record leaves out what equals them.
     prompt: str
-    negative_prompt: str
+    negative_prompt: str = ""
     model_version: str
     width: int
     height: int
@@ -104,8 +105,8 @@ class Params(BaseModel):
     guidance_scale: float
     strength: float
     seed: int
-    num_images: int
-    output_format: str
+    num_images: int = 1
+    output_format: str = "png"
     input_url: str | None = None
     mask_url: str | None = None
     scheduler: str | None = None

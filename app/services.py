@@ -3,10 +3,11 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from redis import Redis
 from redis.backoff import ConstantBackoff, NoBackoff
+from redis.client import Pipeline
 from redis.exceptions import ResponseError
 from redis.retry import Retry
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from app.quarantine import Quarantine
 
 Role = Literal["web", "worker", "courier"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,36 @@ def make_redis(settings: Settings, role: Role) -> "Redis":
 
 
 class PatientRedis(Redis):
-    """Asks a server that takes no writes again until it does, as its `retry` asks one that is away."""
+    """Asks a server that takes no writes again until it does, as its `retry` asks one that is away.
+
+    Such a server refuses a PING too, with which a connection that was idle begins whatever it is asked.
+    """
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        while True:
-            try:
-                return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-            except ResponseError as error:
-                if not takes_no_writes(error):
-                    raise
-            time.sleep(1)
+        return _patiently(lambda: super(PatientRedis, self).execute_command(*args, **options))  # type: ignore[no-untyped-call]
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> Pipeline:
+        return PatientPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class PatientPipeline(Pipeline):
+    """The same for several commands at once. Those that the server did take are sent again too."""
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        commands = list(self.command_stack)
+
+        def ask() -> list[Any]:
+            self.command_stack = list(commands)
+            return super(PatientPipeline, self).execute(raise_on_error)
+
+        return _patiently(ask)
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    while True:
+        try:
+            return ask()
+        except ResponseError as error:
+            if not takes_no_writes(error):
+                raise
+        time.sleep(1)

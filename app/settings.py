@@ -97,6 +97,12 @@ class Settings(BaseSettings):
     worker_turn: float = Field(
         10, ge=0, le=60, description="Seconds for which a worker goes on with the line before it takes a new message."
     )
+    worker_max_memory: int = Field(
+        0,
+        ge=0,
+        description="Main memory in bytes: once a worker's models held more they are loaded afresh after the job, in a "
+        "new process. 0: any.",
+    )
     worker_queue: str = Field("", description="The one queue a worker consumes; default: the default model's.")
     worker_name: str = Field(
         socket.gethostname(), description="How this worker calls itself; default: the host's name."

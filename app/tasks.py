@@ -23,7 +23,9 @@ GENERATE = "darkroom.generate"
 # connect once more), and a POST must answer 503 within two seconds.
 PUBLISH_TIMEOUT = 0.6
 
-# More than any child holds: the pool ends one only when it says so itself (worker.py).
+DAY = 86_400
+
+# More than any child holds: without WORKER_MAX_MEMORY the pool ends one only when it says so itself (worker.py).
 RECYCLE_KIB = 2**40
 
 
@@ -107,7 +109,8 @@ def _quorum(name: str, **arguments: Any) -> Queue:
 def _worker(settings: Settings) -> dict[str, Any]:
     return {
         "result_backend": celery_url(tls.redis_url(settings.redis_url, settings)),
-        "result_expires": settings.result_ttl,
+        # Nothing of ours reads it: the record has it all.
+        "result_expires": min(settings.result_ttl, DAY),
         # Without it a worker acknowledges jobs unrun while Redis is away.
         "result_backend_always_retry": True,
         "result_backend_max_sleep_between_retries_ms": 2000,
@@ -118,7 +121,7 @@ def _worker(settings: Settings) -> dict[str, Any]:
         "worker_pool": "prefork",
         "worker_concurrency": 1,
         "worker_pool_start_method": "spawn",
-        "worker_max_memory_per_child": RECYCLE_KIB,
+        "worker_max_memory_per_child": settings.worker_max_memory // 1024 or RECYCLE_KIB,
         # A replacement child may load its models for this long.
         "worker_proc_alive_timeout": 900,
         "worker_prefetch_multiplier": 1,

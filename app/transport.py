@@ -1,13 +1,14 @@
-"""Kombu's Redis transport with what it lacks: a message that is rejected goes to quarantine, as RabbitMQ does it."""
+"""Kombu's Redis transport with what it lacks: a message that is rejected goes to quarantine, as RabbitMQ does it.
 
+What somebody wrote raw into a queue's list arrives as a message too, one that nobody can read, as it does at RabbitMQ.
+"""
+
+import json
 from typing import Any
 
-import structlog
 from kombu.transport import redis
 
 from app.tasks import QUARANTINE
-
-log = structlog.get_logger("darkroom.transport")
 
 
 class QoS(redis.QoS):
@@ -25,13 +26,24 @@ class Channel(redis.Channel):
 
     QoS = QoS
 
-    def _brpop_read(self, **options: Any) -> Any:
+    def _create_client(self, asynchronous: bool = False) -> Any:
+        client = super()._create_client(asynchronous)  # type: ignore[misc]
+        client.set_response_callback("BRPOP", lambda answer: answer and (answer[0], self._whole(*answer)))
+        return client
+
+    def _whole(self, queue: bytes, item: bytes) -> bytes:
+        """What came off the list if kombu can read it, else a message around it."""
         try:
-            return super()._brpop_read(**options)  # type: ignore[misc]
-        except (ValueError, TypeError, KeyError) as error:
-            # Somebody wrote into the list what no client of the queue writes. It is off the list by now.
-            log.error("broker.no_message", error_type=type(error).__name__)  # noqa: TRY400, its text shows the data
-            return None
+            message = self.Message(json.loads(item), channel=self)
+            message.delivery_info["exchange"], message.delivery_info["routing_key"]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return self._wrapped(queue.decode(), item)
+        return item
+
+    def _wrapped(self, queue: str, item: bytes) -> bytes:
+        message = self.prepare_message(item, content_type="application/octet-stream", content_encoding="binary")
+        self._inplace_augment_message(message, queue, queue)
+        return json.dumps(message).encode()
 
 
 class Transport(redis.Transport):

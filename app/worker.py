@@ -219,7 +219,15 @@ def _start_child(sender: str, **_: Any) -> None:
         reason = str(error)
         herald.say(lambda: replace(me, state="failed", reason=reason))
         os._exit(EX_FAILURE)
+    _warn_of_memory(settings.worker_max_memory)
     serve(Child(services, models, me, herald).run)
+
+
+def _warn_of_memory(limit: int) -> None:
+    """Told by the pool's own measure, which replaces this process after each job."""
+    held = 1024 * billiard.pool.mem_rss()  # type: ignore[attr-defined]
+    if 0 < limit < held:
+        log.warning("worker.loads_for_each_job", held_bytes=held, allowed_bytes=limit)
 
 
 def _queue_of(name: str) -> str:

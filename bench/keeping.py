@@ -19,7 +19,7 @@ import redis
 
 from app.courier import Courier
 from app.jobs import JobStore
-from app.record import Phase
+from app.record import Phase, compact
 from app.settings import Settings
 from tests.backends import valkey
 from tests.things import job, recording
@@ -49,12 +49,13 @@ def make(jobs: JobStore, count: int) -> list[str]:
 
 
 def finish(jobs: JobStore, ids: list[str]) -> None:
-    image = '[{"index": 0, "seed": 42, "name": "output/%s.png", "sha256": "%s", "bytes": 1, "width": 64, "height": 64}]'
+    image = {"sha256": "0" * 64, "bytes": 1, "width": 64, "height": 64}
+    metrics = {"queue_ms": 50, "load_ms": 0, "inference_ms": 900, "upload_ms": 5, "batch_size": 1}
+    result = {"images": compact([image]), "metrics": compact(metrics), "worker_version": "1.0"}
     for task_id in ids:
         jobs.claim(task_id, "t", "gen.tiny-0123abcd@host", 3)
         for phase in (Phase.RUNNING, Phase.UPLOADING):
             jobs.advance(task_id, "t", phase)
-        result = {"images": image % (task_id, "0" * 64), "metrics": '{"inference_ms": 900}', "worker_version": "1.0"}
         jobs.succeed(task_id, "t", result)
 
 

@@ -50,7 +50,7 @@ def _answers(client):
 @contextlib.contextmanager
 def embedded(folder):
     """What `script/server` bundles: valkey as broker and store, a folder for pictures."""
-    (folder / "valkey").mkdir()
+    (folder / "valkey").mkdir(exist_ok=True)
     with valkey(folder / "valkey") as url:
         yield {
             "BROKER_URL": f"{url}/0",
@@ -58,6 +58,32 @@ def embedded(folder):
             "STORAGE_URL": f"file://{folder / 'storage'}",
             "SIGNING_KEY": uuid.uuid4().hex,
         }
+
+
+@contextlib.contextmanager
+def small_disk(folder, size):
+    """The folder is a disk of its own, of so many bytes."""
+    if os.geteuid() != 0:
+        skip_or_fail("needs root, to mount a small disk")
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
+def full(disk):
+    """Nothing more can be written there."""
+    ballast = disk / "ballast"
+    try:
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while file.write(bytes(4096)):
+                pass
+        yield
+    finally:
+        ballast.unlink()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from PIL import Image, ImageChops
 
 from app.client import ApiError
 from tests.backends import embedded
-from tests.models import heavy
+from tests.models import heavy, leaks
 from tests.stack import Stack, until
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -66,6 +66,19 @@ def test_memory_that_runs_out_fails_the_job_and_a_fresh_process_takes_the_next(s
     assert (fits["status"], fits["attempt"]) == ("SUCCEEDED", 1)
     assert child(role).pid != before
     assert role.process.poll() is None
+
+
+def test_a_worker_whose_model_leaks_goes_on_in_a_fresh_process_and_loses_no_job(stack, worker):
+    # It holds some 450 MB once torch is there: the second job is one too many.
+    limit = leaks.LEAK_BYTES + 550_000_000
+    role = worker("gen.leaks", "leaks", WORKER_MAX_MEMORY=str(limit))
+    first = child(role)
+    tickets = [stack.client.generate("x", model_version="leaks")["task_id"] for _ in range(3)]
+    done = [stack.client.wait(ticket, 120) for ticket in tickets]
+    assert [(task["status"], task["attempt"]) for task in done] == [("SUCCEEDED", 1)] * 3
+    assert not first.is_running()
+    assert child(role).memory_info().rss < limit
+    assert not role.wrote("loads_for_each_job")
 
 
 def test_a_device_that_fails_ends_the_worker_and_its_job_is_tried_again(stack, worker):

@@ -36,6 +36,18 @@ def unreadable():
     yield json.dumps([[], {"message": message}, {}]).encode(), ours, "application/json"
 
 
+RAW = [b"by hand", b"\xff\xfe", b"null", b"[1, 2]", b"{}", b'{"properties": {"delivery_tag": "1"}}', b"[" * 100_000]
+
+
+def send_raw(stack):
+    """What no client of the queue writes, where a queue is a list that anybody can write to; how many."""
+    if not stack.settings["BROKER_URL"].startswith("redis"):
+        return 0
+    with redis.Redis.from_url(stack.settings["BROKER_URL"]) as broker:
+        broker.lpush("gen.test", *RAW)
+    return len(RAW)
+
+
 def send(stack, messages):
     with kombu.Connection(stack.settings["BROKER_URL"]) as connection, connection.Producer() as producer:
         for body, headers, content_type in messages:
@@ -71,14 +83,15 @@ def test_nothing_that_is_broken_or_lost_stops_the_rest(stack):
     stack.ready("steady")
     broken = list(unreadable())
     send(stack, broken)
+    count = len(broken) + send_raw(stack)
     healthy = submit(stack, 2, steps=2)
     until(lambda: finished(stack, healthy), 30, "the healthy jobs are done")
-    entries = until(lambda: len(found := list(stack.client.quarantine())) == len(broken) and found, 30, "all are kept")
+    entries = until(lambda: len(found := list(stack.client.quarantine())) == count and found, 30, "all are kept")
     assert {(entry["reason"], entry["queue"]) for entry in entries} == {("unreadable_message", "gen.test")}
 
     # As they were, and so they come back, once each.
     assert command(stack, "requeue", entries[0]["id"]) == {"id": entries[0]["id"], "task_id": None}
-    until(lambda: len(list(stack.client.quarantine())) == len(broken), 30, "it is back in quarantine")
+    until(lambda: len(list(stack.client.quarantine())) == count, 30, "it is back in quarantine")
     for entry in command(stack, "list")["entries"]:
         command(stack, "drop", entry["id"])
     assert command(stack, "list") == {"entries": []}

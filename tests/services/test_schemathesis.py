@@ -19,8 +19,7 @@ from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from app.errors import Internal
-from app.held import output_name
-from app.record import Phase
+from app.record import Phase, output_name
 from app.schemas import Problem
 from app.web import create_app
 from tests.things import job, picture, recording

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from app.errors import Canceled, DeviceLost, GpuOutOfMemory, SafetyBlocked
-from app.held import output_name
+from app.record import output_name
 from tests.things import job, lease_runs_out, params, runner
 
 SIGTERM = -(256 - signal.SIGTERM)

@@ -2,12 +2,14 @@
 
 import dataclasses
 import threading
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from app.courier import Courier
-from app.errors import BrokerUnavailable
+from app.errors import BrokerUnavailable, ClaimLost
 from app.intake import input_name
 from app.record import Phase, Status
 from app.services import build
@@ -149,20 +151,94 @@ def test_an_outage_of_the_store_does_not_end_the_courier(services, settings):
     Courier(build(away, "courier")).sweep_if_first()
 
 
+def at_once(count, act):
+    """Raises what any of them raises."""
+    start = threading.Barrier(count)
+
+    def one():
+        start.wait(10)
+        act()
+
+    with ThreadPoolExecutor(count) as threads:
+        for done in [threads.submit(one) for _ in range(count)]:
+            done.result(30)
+
+
 def test_two_sweeps_at_once_publish_each_job_once(services, published):
     task_ids = {lost(services.jobs, services.redis) for _ in range(20)}
-    start = threading.Barrier(4)
-
-    def sweep():
-        start.wait(10)
-        Courier(services).sweep()
-
-    threads = [threading.Thread(target=sweep) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
+    at_once(4, lambda: Courier(services).sweep())
     assert sorted(ids(published)) == sorted(task_ids)
+
+
+def test_sweeps_at_once_move_each_job_once_whatever_its_trouble(services, published):
+    jobs = services.jobs
+    overdue, arrived, late = [queued(jobs) for _ in range(5)], [], []
+    for index in range(10):
+        late.append(task_id := awaiting(services))
+        if index % 2:
+            arrived.append(late.pop())
+            services.storage.put(input_name(task_id), picture(), "image/png")
+        pass_time(services.redis, task_id, "upload_expires_at", "uploads")
+    for task_id in overdue:
+        deadline_passes(services.redis, task_id)
+    at_once(4, lambda: Courier(services).sweep())
+    assert sorted(ids(published)) == sorted(arrived)
+    codes = {task_id: jobs.get(task_id).error["code"] for task_id in overdue + late}
+    assert codes == dict.fromkeys(overdue, "deadline_exceeded") | dict.fromkeys(late, "upload_expired")
+    assert services.redis.hvals("jobs:finished") == ["5", "5"]
+
+
+def jump(services, monkeypatch, seconds):
+    """From now on Redis' clock is so far ahead of what it was, or behind it."""
+    store, text = services.jobs, services.jobs._script.script
+    shifted = text.replace("tonumber(clock[1]) +", f"tonumber(clock[1]) + {seconds} +")
+    assert shifted != text
+    monkeypatch.setattr(store, "_script", services.redis.register_script(shifted))
+    monkeypatch.setattr(store, "now", lambda now=store.now: now() + seconds)
+
+
+def test_a_clock_that_jumps_ahead_costs_running_jobs_an_attempt_and_waiting_ones_nothing(
+    courier, services, published, monkeypatch
+):
+    jobs, waiting, running = services.jobs, queued(services.jobs), queued(services.jobs)
+    jobs.claim(running, "t1", "worker-1", 3)
+    jump(services, monkeypatch, 25)
+    courier.sweep()
+    courier.sweep()
+    assert ids(published) == [running]
+    with pytest.raises(ClaimLost):
+        jobs.renew(running, "t1")
+    assert jobs.claim(running, "t2", "worker-2", 3).verdict == "claimed"
+    with pytest.raises(ClaimLost):
+        jobs.succeed(running, "t1", {})
+    courier.sweep()
+    assert ids(published) == [running]
+    assert (jobs.get(running).attempt, jobs.get(waiting).attempt) == (2, 0)
+
+
+def test_a_clock_that_jumps_back_leaves_jobs_with_their_workers_and_finds_those_lost_after_it(
+    courier, services, published, monkeypatch
+):
+    jobs, running, lost_later = services.jobs, queued(services.jobs), queued(services.jobs)
+    jobs.claim(running, "t1", "worker-1", 3)
+    jump(services, monkeypatch, -3600)
+    jobs.renew(running, "t1")
+    jobs.claim(lost_later, "t2", "worker-2", 3)
+    courier.sweep()
+    assert (published, jobs.get(running).phase) == ([], Phase.STARTING)
+    jump(services, monkeypatch, services.settings.lease + 1)
+    jobs.renew(running, "t1")
+    courier.sweep()
+    assert ids(published) == [lost_later]
+
+
+def test_a_couriers_own_clock_matters_to_no_job(courier, services, published, monkeypatch):
+    running = queued(services.jobs)
+    services.jobs.claim(running, "t1", "worker-1", 3)
+    for hours in (-2, 2):
+        monkeypatch.setattr(time, "time", lambda now=time.time, hours=hours: now() + 3600 * hours)
+        courier.sweep_if_first()
+    assert (published, services.jobs.get(running).phase) == ([], Phase.STARTING)
 
 
 def test_one_courier_of_several_sweeps(services, published):

@@ -21,9 +21,8 @@ from app.errors import (
     StorageFailed,
     StorageUnavailable,
 )
-from app.held import output_name
 from app.pictures import encode
-from app.record import Phase, Status
+from app.record import Phase, Status, output_name
 from tests.things import deadline_passes, indexes, job, lease_runs_out, params, picture, runner
 
 # How the pool's signal handler in the child leaves.

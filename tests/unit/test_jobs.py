@@ -447,6 +447,13 @@ def test_a_lock_has_one_holder_and_ends_by_itself(jobs):
     assert until(lambda: jobs.lock("sweep", 1), 5, "the lock ends")
 
 
+def test_a_lock_outlives_no_clock_that_jumps_back(jobs, redis):
+    # What was to end at once ends in an hour, by a clock that has gone back by so much.
+    redis.set("lock:sweep", "1", px=3_600_000)
+    assert not jobs.lock("sweep", 0.05)
+    assert until(lambda: jobs.lock("sweep", 0.05), 5, "the lock ends")
+
+
 def test_a_store_that_does_not_answer_is_told_as_such(settings):
     away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
     jobs = JobStore(make_redis(away, "web"), result_ttl=60, lease=15)
@@ -458,6 +465,7 @@ def test_a_store_that_does_not_answer_is_told_as_such(settings):
 @pytest.fixture
 def full(redis):
     """Redis has no memory for anything new, until `full()` is called."""
+    redis.config_resetstat()
     redis.config_set("maxmemory", 1)
     yield lambda: redis.config_set("maxmemory", 0)
     redis.config_set("maxmemory", 0)
@@ -477,6 +485,16 @@ def test_a_worker_waits_for_a_full_store(settings, jobs, redis, full):
         full()
         assert created.result(10).verdict == "created"
     assert jobs.get(new.task_id).phase is Phase.QUEUED
+
+
+def test_a_worker_waits_for_a_full_store_with_several_commands_at_once(settings, redis, full):
+    with ThreadPoolExecutor(1) as worker, make_redis(settings, "worker").pipeline(transaction=False) as pipeline:
+        pipeline.set("one", 1).get("one")
+        done = worker.submit(pipeline.execute)
+        until(lambda: redis.info("errorstats").get("errorstat_OOM"), 10, "it was refused once")
+        assert not done.done()
+        full()
+        assert done.result(10) == [True, "1"]
 
 
 def test_leases_and_deadlines_go_by_the_stores_clock_alone(jobs, redis, monkeypatch):

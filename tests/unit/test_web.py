@@ -14,9 +14,9 @@ from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from app import __version__
 from app.errors import BrokerUnavailable, Internal, StorageUnavailable
-from app.held import output_name
 from app.intake import input_name
 from app.jobs import JobStore
+from app.record import output_name
 from app.services import build
 from app.web import create_app
 from app.workers import WorkerState

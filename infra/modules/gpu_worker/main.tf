@@ -16,9 +16,10 @@ locals {
     WORKER_QUEUE  = var.queue
     WORKER_GRACE  = var.grace
     # The grace, and time to hand the job back.
-    STOP_SECONDS = var.grace + 30
-    MODELS_FETCH = "true"
-    MODEL_MEMORY = var.model_memory
+    STOP_SECONDS      = var.grace + 30
+    MODELS_FETCH      = "true"
+    MODEL_MEMORY      = var.model_memory
+    WORKER_MAX_MEMORY = var.worker_max_memory
     }, var.traces == "" ? {} : {
     OTEL_EXPORTER_OTLP_ENDPOINT = "http://172.17.0.1:4318"
     JAEGER_ENDPOINT             = var.traces

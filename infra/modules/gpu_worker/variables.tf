@@ -51,6 +51,12 @@ variable "model_memory" {
   default = 0
 }
 
+variable "worker_max_memory" {
+  description = "WORKER_MAX_MEMORY, in bytes: models that leak are loaded afresh between two jobs. 0: never."
+  type        = number
+  default     = 0
+}
+
 variable "secret_prefix" {
   description = "Secrets are PREFIX-broker-url, PREFIX-redis-url, PREFIX-ca, PREFIX-redis-ca."
   type        = string
