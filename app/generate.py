@@ -43,15 +43,25 @@ log = structlog.get_logger("darkroom.generate")
 class Runner:
     """Runs jobs with the models of this process, under this worker's name.
 
-    `turn`: seconds for which the turn of one message goes on with the next jobs in the line. `worn`: memory ran out.
+    `turn`: seconds for which the turn of one message goes on with the next jobs in the line, but not once `spent()`:
+    this process holds too much. `worn`: memory ran out.
     """
 
-    def __init__(self, services: Services, models: Mapping[str, Model], line: Line, name: str, turn: float = 0) -> None:
+    def __init__(
+        self,
+        services: Services,
+        models: Mapping[str, Model],
+        line: Line,
+        name: str,
+        turn: float = 0,
+        spent: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._services = services
         self._models = models
         self._line = line
         self._name = name
         self._turn = turn
+        self._spent = spent
         self._endings = Endings()
         self._stops = False
         self.worn = False
@@ -77,7 +87,7 @@ class Runner:
         self._stops = True
 
     def _goes_on(self, began: float) -> bool:
-        return not (self._stops or self.worn) and time.monotonic() - began < self._turn
+        return not (self._stops or self.worn or self._spent()) and time.monotonic() - began < self._turn
 
     def _first(self, own: Job) -> tuple[str, Held | Outcome]:
         """The first job in this message's turn that could be had, or what the last one was found to be."""

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import billiard.pool
@@ -74,8 +75,10 @@ class Child:
     def __init__(self, services: Services, models: "Residents", me: WorkerState, herald: Herald) -> None:
         self._me = me
         self._herald = herald
-        line = Line(services.jobs, models, services.settings.model_patience)
-        self._runner = Runner(services, models, line, me.name, services.settings.worker_turn)
+        settings = services.settings
+        line = Line(services.jobs, models, settings.model_patience)
+        spent = partial(_holds_more_than, settings.worker_max_memory)
+        self._runner = Runner(services, models, line, me.name, settings.worker_turn, spent)
         # The parent says so as soon as it is told to stop.
         signal.signal(STOP, lambda *_: self._runner.stop())
         herald.say(lambda: replace(me, state="ready", models=tuple(models), loads=models.report()))
@@ -219,15 +222,14 @@ def _start_child(sender: str, **_: Any) -> None:
         reason = str(error)
         herald.say(lambda: replace(me, state="failed", reason=reason))
         os._exit(EX_FAILURE)
-    _warn_of_memory(settings.worker_max_memory)
+    if _holds_more_than(settings.worker_max_memory):
+        log.warning("worker.loads_for_each_job", worker=sender)
     serve(Child(services, models, me, herald).run)
 
 
-def _warn_of_memory(limit: int) -> None:
-    """Told by the pool's own measure, which replaces this process after each job."""
-    held = 1024 * billiard.pool.mem_rss()  # type: ignore[attr-defined]
-    if 0 < limit < held:
-        log.warning("worker.loads_for_each_job", held_bytes=held, allowed_bytes=limit)
+def _holds_more_than(limit: int) -> bool:
+    """Whether the pool will replace this process after its message, by the pool's own measure; 0 is no limit."""
+    return bool(0 < limit < 1024 * billiard.pool.mem_rss())  # type: ignore[attr-defined]
 
 
 def _queue_of(name: str) -> str:

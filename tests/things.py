@@ -104,7 +104,7 @@ class InMemory(dict):
         return self.keys()
 
 
-def runner(services, models, name="worker-1", turn=0):
+def runner(services, models, name="worker-1", turn=0, **more):
     """What runs jobs in a worker with these models, by their version."""
     models = models if hasattr(models, "loaded") else InMemory(models)
-    return Runner(services, models, Line(services.jobs, models, services.settings.model_patience), name, turn)
+    return Runner(services, models, Line(services.jobs, models, services.settings.model_patience), name, turn, **more)

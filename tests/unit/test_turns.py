@@ -84,6 +84,13 @@ def test_a_worker_that_is_about_to_leave_ends_its_turn_with_the_job_it_is_at(ser
     assert phases(services, jobs) == [Phase.DONE, Phase.QUEUED]
 
 
+def test_a_worker_that_holds_too_much_memory_ends_its_turn_with_the_job_it_is_at(services, queue):
+    jobs, held = queue(3), []
+    painter = Painter(held.append)
+    runner(services, {"tiny-scenes-1": painter}, turn=LONG, spent=lambda: len(held) > 1).run(jobs[0].message())
+    assert phases(services, jobs) == [Phase.DONE, Phase.DONE, Phase.QUEUED]
+
+
 def test_jobs_of_models_that_this_worker_does_not_have_are_left_to_others(services, queue):
     other, mine = queue(1, model_version="other-1"), queue(2)
     worker(services).run(mine[0].message())
