@@ -5,6 +5,7 @@
 On a bundled valkey of its own, set as production's Redis is; no broker, no web tier.
 """
 
+import logging
 import tempfile
 import threading
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import click
 import redis
+import structlog
 
 from app.courier import Courier
 from app.jobs import JobStore
@@ -87,6 +89,8 @@ def tell(what: str, gaze: Gaze, seconds: float) -> None:
 @click.option("--jobs", "count", type=int, default=100_000, show_default=True)
 def main(count: int) -> None:
     """Make, finish, expire and sweep that many jobs."""
+    # The sweep tells of each job that it moves.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     folder = Path(tempfile.mkdtemp(prefix="keeping-"))
     with valkey(folder) as server:
         url = f"{server}/0"
