@@ -7,6 +7,7 @@ from typing import Any
 
 from app.egress import without_query
 from app.errors import InputInvalid
+from app.jobs import Standing
 from app.models import ModelSpec
 from app.record import Job, Phase, Status
 from app.schemas import (
@@ -40,11 +41,12 @@ def submitted_document(
     upload: SignedUpload | None,
     mask_upload: SignedUpload | None = None,
     notice: str | None = None,
+    standing: Standing | None = None,
 ) -> Submitted:
     """The task document with the ways to bring the input picture and the mask, when they are to come."""
     awaited = upload or mask_upload
     return Submitted(
-        **_fields(job, services),
+        **_fields(job, services, standing),
         notice=notice,
         upload_url=upload.url if upload else None,
         mask_upload_url=mask_upload.url if mask_upload else None,
@@ -97,7 +99,10 @@ def _model(spec: ModelSpec, workers: list[WorkerState], services: Services) -> M
     )
 
 
-def _fields(job: Job, services: Services) -> dict[str, Any]:
+def _fields(job: Job, services: Services, standing: Standing | None = None) -> dict[str, Any]:
+    if standing is None:
+        # Nothing more is to be known of a job that is done.
+        standing = Standing() if job.phase.is_terminal else services.jobs.standing(job)
     images = [_image(image, services) for image in job.images]
     expires_at = services.clock() + services.settings.signed_url_ttl
     return {
@@ -105,8 +110,8 @@ def _fields(job: Job, services: Services) -> dict[str, Any]:
         "status": job.status,
         "phase": job.phase,
         **{name: as_time(getattr(job, name)) for name in _TIMES},
-        "queue_position": (position := services.jobs.queue_position(job) if job.phase is Phase.QUEUED else None),
-        "eta_seconds": _eta(job, position, services),
+        "queue_position": standing.position if job.phase is Phase.QUEUED else None,
+        "eta_seconds": _eta(job, standing, services),
         "progress": _progress(job),
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
@@ -154,9 +159,9 @@ def _progress(job: Job) -> Progress | None:
     return Progress(value=round(job.step / job.steps, 4), step=job.step, steps=job.steps)
 
 
-def _eta(job: Job, position: int | None, services: Services) -> float | None:
+def _eta(job: Job, standing: Standing, services: Services) -> float | None:
     """Seconds until the job is done; None when nothing is known yet."""
-    typical = services.jobs.typical_seconds(job.params)
+    typical, position = standing.typical_seconds(job.params), standing.position
     if typical is None or job.phase in (Phase.AWAITING_UPLOAD, Phase.DONE):
         return None
     if position is None:

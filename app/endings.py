@@ -27,7 +27,7 @@ class Endings:
 
     def over(self, jobs: Sequence[Held], ends: Sequence[Callable[[], None]], hands: ExitStack) -> None:
         """These jobs are to be ended, once the ones before have; `hands` holds them until then."""
-        self._wait()
+        self.wait()
         self._jobs = jobs
         self._due = partial(_end, hands.pop_all(), ends)
 
@@ -41,11 +41,12 @@ class Endings:
 
     def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
         if error is None:
-            self._wait()
+            self.wait()
         else:
             self._leave(error)
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Until all that is over has ended; who is told to stop meanwhile hands it back."""
         self.begin()
         try:
             if self._last:

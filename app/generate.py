@@ -161,14 +161,25 @@ class Runner:
             # From here on there is more to wait for than to do, be it a model that is loaded or one that works.
             self._endings.begin()
             others = [hands.enter_context(other) for other in self._mates(job)]
-            # Who has cost a worker before may do so again, and must not take the others with it.
             jobs = [lead, *sorted(others, key=lambda mate: mate.is_tried)]
             together = [held for held in jobs if not held.is_tried]
             made = make_together(self._models[job.params.model_version], together) if len(together) > 1 else {}
-            ends = [self._made(held, made, own) for held in jobs]
+            ends = self._ends(jobs, made, own)
             self.worn = self.worn or any(isinstance(held.outcome, GpuOutOfMemory) for held in jobs)
             self._endings.over(jobs, ends, hands)
         return lead
+
+    def _ends(self, jobs: list[Held], made: Mapping[str, Made], own: Job) -> list[Callable[[], None]]:
+        """Make what is not made yet; gives what is left to do."""
+        ends: list[Callable[[], None]] = []
+        for held in jobs:
+            if held.is_tried:
+                # Who has cost a worker before may do so again, and must not take the others with it.
+                self._endings.wait()
+                while ends:
+                    ends.pop(0)()
+            ends.append(self._made(held, made, own))
+        return ends
 
     def _mates(self, lead: Job) -> Iterator[Held]:
         """Jobs that can be made at once with this one, claimed."""

@@ -26,7 +26,7 @@ from app.errors import (
     TaskNotFound,
     UploadExpired,
 )
-from app.jobs import Acceptance, Terms
+from app.jobs import Acceptance, Standing, Terms
 from app.record import Job, Phase
 from app.schemas import GenerateRequest, Params, resolve
 from app.services import Services
@@ -51,6 +51,7 @@ class Submission:
     job: Job
     replayed: bool = False
     notice: str | None = None
+    standing: Standing | None = None
 
 
 class Intake:
@@ -78,7 +79,7 @@ class Intake:
         if job.phase is Phase.QUEUED:
             self._publish_or_undo(job)
         _note(job)
-        return Submission(self._services.jobs.get(job.task_id), notice=notice)
+        return Submission(accepted.job or job, notice=notice, standing=accepted.standing)
 
     def rerun(self, job: Job, caller: Caller) -> Job:
         """The same job once more, as a new one; raises RequestError."""
@@ -213,7 +214,7 @@ class Intake:
     def _check_verdict(self, verdict: str, job: Job, caller: Caller) -> None:
         """Raises what the store's refusal means; a place is free again when a job of this model is done, about."""
         if refusal := _REFUSALS.get(verdict):
-            seconds = self._services.jobs.typical_seconds(job.params) or 1
+            seconds = self._services.jobs.standing(job).typical_seconds(job.params) or 1
             detail = f"At most {caller.open_tasks} unfinished tasks." if verdict == "quota_exceeded" else ""
             raise refusal(detail, retry_after=min(max(math.ceil(seconds), 1), 60))
 

@@ -120,13 +120,8 @@ function moves.create()
   enter[get('phase')]()
   index('deadlines', time('deadline_at'))
   tell()
-  return {'created', id}
-end
-
--- The broker has confirmed the message.
-function moves.confirm()
-  unindex('unconfirmed')
-  return {'confirmed'}
+  return {'created', id, redis.call('HGETALL', key), redis.call('ZRANK', 'jobs:queued:' .. get('queue'), id),
+    redis.call('HGET', 'models:step_seconds', get('model_version'))}
 end
 
 -- seconds: publishing failed, so the client was told no. What stands in the record's place for a while makes

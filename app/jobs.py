@@ -65,11 +65,29 @@ class Terms:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """How many jobs of its queue go before a job, None when it is not queued; and seconds of one step of its model."""
+
+    position: int | None = None
+    step_seconds: float | None = None
+
+    def typical_seconds(self, params: Params) -> float | None:
+        """How long such a job takes a worker, by what its model's steps took lately; None while none is known."""
+        steps = params.num_inference_steps * params.num_images
+        return None if self.step_seconds is None else self.step_seconds * steps
+
+
+@dataclass(frozen=True)
 class Acceptance:
-    """`created`, or why not: `exists`, `replay`, `reused`, `queue_full`, `quota_exceeded`; and for which job."""
+    """`created`, or why not: `exists`, `replay`, `reused`, `queue_full`, `quota_exceeded`; and for which job.
+
+    With `created` comes the job as it is on the record, and how it stands.
+    """
 
     verdict: str
     task_id: str
+    job: Job | None = None
+    standing: Standing | None = None
 
 
 class JobStore:
@@ -87,7 +105,12 @@ class JobStore:
         kept = self._result_ttl + DELETED_TTL
         header = (terms.ticket, terms.digest, TICKET_TTL, terms.most_queued, terms.most_open, kept)
         fields = [part for pair in to_record(job).items() for part in pair]
-        return Acceptance(*self._move("create", job.task_id, *header, *fields))
+        verdict, task_id, *more = self._move("create", job.task_id, *header, *fields)
+        return (
+            Acceptance(verdict, task_id, from_record(task_id, _pairs(more[0])), _standing(*more[1:]))
+            if more
+            else (Acceptance(verdict, task_id))
+        )
 
     def earlier(self, terms: Terms) -> Acceptance | None:
         """What became of an earlier request with this idempotency key: `replay` or `reused`; None without one."""
@@ -98,7 +121,7 @@ class JobStore:
 
     def confirm(self, task_id: str) -> None:
         """The broker has the message: the sweep need not publish it again."""
-        self._move("confirm", task_id)
+        ask(lambda: self._redis.zrem("jobs:unconfirmed", task_id))
 
     def discard(self, task_id: str) -> None:
         """Publishing failed and the client is told so: forget the job, and make a stray message find nothing."""
@@ -167,10 +190,12 @@ class JobStore:
         found = ask(lambda: self._redis.zrevrangebyscore(key, f"({before}", "-inf", 0, limit, withscores=True))
         return cast("list[tuple[str, float]]", found)
 
-    def typical_seconds(self, params: Params) -> float | None:
-        """How long such a job takes a worker, by what its model's steps took lately; None while none is known."""
-        step = ask(lambda: self._redis.hget("models:step_seconds", params.model_version))
-        return float(step) * params.num_inference_steps * params.num_images if step else None
+    def standing(self, job: Job) -> Standing:
+        """Where it stands in its queue, and what is known of its model's time."""
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.zrank(f"jobs:queued:{job.queue}", job.task_id)
+        pipeline.hget("models:step_seconds", job.params.model_version)
+        return _standing(*ask(pipeline.execute))
 
     def unconfirmed(self, task_id: str) -> bool:
         """Whether its message is still on the way to the broker."""
@@ -181,20 +206,22 @@ class JobStore:
 
         With a `caller` everyone else's is not found, be it there, deleted or expired.
         """
-        record = ask(lambda: self._redis.hgetall(_key(task_id)))
+        pipeline = self._redis.pipeline(transaction=False)
+        pipeline.hgetall(_key(task_id))
+        pipeline.time()
+        record, now = ask(pipeline.execute)
         if not record or "discarded" in record or caller not in (None, record.get("caller")):
             raise TaskNotFound(f"There is no task {task_id}.")
         if "deleted" in record:
             raise TaskExpired(f"Task {task_id} was deleted.")
         job = from_record(task_id, record)
-        if job.expires_at and job.expires_at <= self.now():
+        if job.expires_at and job.expires_at <= _seconds(now):
             raise TaskExpired(f"Task {task_id} was kept until its `expires_at` and is gone.")
         return job
 
     def now(self) -> float:
         """Redis' clock, in seconds since 1970."""
-        seconds, microseconds = ask(self._redis.time)
-        return float(seconds + microseconds / 1e6)
+        return _seconds(ask(self._redis.time))
 
     def due(self, index: str, older_than: float = 0, limit: int = 1000) -> list[str]:
         """Ids whose time in this index (leases, uploads, deadlines, unconfirmed) has come, oldest first."""
@@ -280,6 +307,14 @@ def takes_no_writes(error: ResponseError) -> bool:
 
 def _key(task_id: str) -> str:
     return f"job:{task_id}"
+
+
+def _seconds(time: tuple[int, int]) -> float:
+    return time[0] + time[1] / 1e6
+
+
+def _standing(position: int | None, step_seconds: str | None) -> Standing:
+    return Standing(position, float(step_seconds) if step_seconds else None)
 
 
 def _claim(task_id: str, verdict: str, record: list[str] | None = None) -> Claim:

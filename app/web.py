@@ -90,18 +90,20 @@ class Desk:
 
     def look(self, task_id: str) -> Job:
         """The caller's job as it is now. A look at one that waits for its input sees whether that has come."""
-        return self.refresh(self.own(task_id))
+        return self._started(self.own(task_id))
 
     def refresh(self, job: Job) -> Job:
         """The job as it is now, without asking again whose it is."""
-        now = self.services.jobs.get(job.task_id)
-        waits = now.phase is Phase.AWAITING_UPLOAD
-        return self.services.jobs.get(job.task_id) if waits and self.intake.start_if_uploaded(now) else now
+        return self._started(self.services.jobs.get(job.task_id))
+
+    def _started(self, job: Job) -> Job:
+        waits = job.phase is Phase.AWAITING_UPLOAD
+        return self.services.jobs.get(job.task_id) if waits and self.intake.start_if_uploaded(job) else job
 
     def wait(self, task_id: str, seconds: float) -> Job:
         """The caller's job as soon as it is done, or as it is after `seconds`."""
         job = self.look(task_id)
-        return self.watch.wait(lambda: self.refresh(job), seconds) if seconds else job
+        return self.watch.wait(lambda: self.refresh(job), seconds) if seconds and not job.phase.is_terminal else job
 
     def answer(self, job: Job, status: int = 200, *, inline: bool = False) -> Response:
         """The task document."""
@@ -147,7 +149,12 @@ def _tasks(app: OpenAPI, services: Services) -> None:
         submission = desk.intake.submit(body, caller(), http.idempotency_key())
         job = submission.job
         document = submitted_document(
-            job, services, desk.intake.upload(job), desk.intake.mask_upload(job), submission.notice
+            job,
+            services,
+            desk.intake.upload(job),
+            desk.intake.mask_upload(job),
+            submission.notice,
+            submission.standing,
         )
         replayed = {"Idempotency_Replayed": "true"} if submission.replayed else {}
         return answer(document, 202, Location=f"/tasks/{job.task_id}", **retry_after(document), **replayed)

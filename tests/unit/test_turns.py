@@ -204,3 +204,13 @@ def test_a_worker_that_must_stop_lets_a_picture_that_is_nearly_stored_be_stored(
     with pytest.raises(SystemExit):
         worker(services, Painter(stop)).run(jobs[0].message())
     assert phases(services, jobs) == [Phase.DONE, Phase.QUEUED]
+
+
+def test_who_has_cost_a_worker_begins_when_everyone_before_it_in_the_turn_has_ended(services, queue):
+    first, tried = queue(2)
+    services.jobs.claim(tried.task_id, "lost", "worker-0", 3)
+    lease_runs_out(services.redis, tried.task_id)
+    services.jobs.requeue(tried.task_id)
+    seen = []
+    worker(services, Painter(lambda _: seen.append(phases(services, [first, tried])))).run(first.message())
+    assert seen == [[Phase.RUNNING, Phase.QUEUED], [Phase.DONE, Phase.RUNNING]]
