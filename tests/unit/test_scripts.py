@@ -1,14 +1,17 @@
 """What a person types, and the locks that it installs from: script/ and requirements/."""
 
 import hashlib
+import json
 import os
 import re
+import shlex
 import shutil
 import socketserver
 import subprocess
 import sys
 import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -294,3 +297,66 @@ def test_tools_says_what_is_missing_and_changes_nothing(checkout):
     assert (result.returncode, result.stderr) == (0, "")
     assert {"node_packages", "celery_exporter"} <= set(result.stdout.split())
     assert not (checkout.root / "var").exists()
+
+
+# ---- script/audit, and the search for secrets
+
+
+class Osv(BaseHTTPRequestHandler):
+    """Knows of one weakness, in one package."""
+
+    def do_POST(self):
+        name = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["package"]["name"]
+        affected = {"package": {"name": "flask", "ecosystem": "PyPI"}, "versions": []}
+        affected["ranges"] = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99.9"}]}]
+        known = {"id": "PYSEC-0000-1", "summary": "it listens", "affected": [affected]}
+        body = json.dumps({"vulns": [known]} if name == "flask" else {}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def osv():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Osv) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/v1/query"
+        server.shutdown()
+        thread.join()
+
+
+def audit(url):
+    ran = [sys.executable, ROOT / "script/audit"]
+    return subprocess.run(ran, env=os.environ | {"OSV_URL": url}, capture_output=True, text=True, check=False)
+
+
+def test_a_locked_package_with_a_known_weakness_is_named(osv):
+    told = audit(osv)
+    version = dict(versions("web"))["flask"]
+    assert (told.returncode, told.stderr) == (1, "")
+    assert told.stdout == f"audit: flask {version}: PYSEC-0000-1, mended in 99.9\n"
+
+
+def test_where_nobody_can_be_asked_nothing_is_called_audited():
+    told = audit("http://127.0.0.1:1/v1/query")
+    assert (told.returncode, told.stdout) == (3, "")
+    assert told.stderr.startswith("audit: NOT AUDITED: nobody answers at http://127.0.0.1:1/v1/query.")
+
+
+def test_lint_finds_a_secret_and_does_not_repeat_it(tmp_path):
+    lint = (ROOT / "script/lint").read_text().replace("\\\n", "")
+    command = shlex.split(re.search(r"^  check (kingfisher .*)$", lint, re.MULTILINE)[1])
+    # As it comes from GitHub; made here, so that this file holds none.
+    secret = "ghp_" + hashlib.sha256(b"nobody's").hexdigest()[:36]
+    (tmp_path / "settings.py").write_text(f'token = "{secret}"\n')
+    told = subprocess.run(
+        [ROOT / ".venv/bin" / command[0], *command[1:]], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert told.returncode not in (0, 1)
+    assert "settings.py" in told.stdout
+    assert secret not in told.stdout + told.stderr
