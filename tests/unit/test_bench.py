@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench import all as every
+from bench import scale
 from bench.rig import Figure
 
 ROOT = Path(__file__).parents[2]
@@ -57,3 +58,21 @@ def test_a_figure_says_whether_its_goal_is_met():
     assert Figure("x", 12, "ms", most=12).goal == "at most 12: met"
     assert Figure("x", 0.9, "", least=0.97).goal == "at least 0.97: missed"
     assert Figure("x", 1, "").goal == ""
+
+
+def test_the_page_on_scale_shows_what_is_reckoned_from_the_measured_costs():
+    told = CliRunner().invoke(scale.main, ["--jobs-a-day", "1000000", "--seconds", "20"])
+    assert told.exit_code == 0
+    page = (ROOT / "docs/scale.md").read_text()
+    shown = {cells[1].strip(): cells[2].strip() for row in page.splitlines() if len(cells := row.split("|")) > 3}
+    reckoned = {cells[1].strip(): cells[2].strip() for row in told.output.splitlines() if (cells := row.split("|"))[1:]}
+    assert reckoned == {name: shown[name] for name in reckoned}
+    assert len(reckoned) > 5
+
+
+def test_a_part_that_is_asked_for_more_than_it_can_makes_submits_wait():
+    costs = scale.Costs(0.001, 0.01, 0, 0, 0.001, 0)
+    calm, crowded = (scale.figures(scale.Load(rate, 1, 1, 10), costs) for rate in (10, 150))
+    assert [figure.goal.split(": ")[1] for figure in (calm[2], crowded[2])] == ["met", "missed"]
+    assert calm[-1].value < 40
+    assert crowded[-1].value > 1000
