@@ -1,6 +1,6 @@
 """H: jobs that wait in the line, run one by one and several at once, beside the bare loop.
 
-python -m bench.batching --jobs 32 --most 8 --rounds 3
+python -m bench.batching --jobs 25 --most 8 --rounds 2
 """
 
 import statistics
@@ -15,9 +15,9 @@ from tests.stack import Stack, until
 
 
 @benchmark
-@click.option("--jobs", default=32, show_default=True)
+@click.option("--jobs", default=25, show_default=True)
 @click.option("--most", default=8, show_default=True, help="WORKER_MAX_BATCH of the worker that batches.")
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--rounds", default=2, show_default=True)
 def main(on: str, jobs: int, most: int, rounds: int) -> list[Figure]:
     """The throughput of a full line with WORKER_MAX_BATCH=1 and more, beside the bare loop; and a lone job's time."""
     with running(on, "web", "courier") as stack, bare.loop(stack) as loop:

@@ -1,6 +1,6 @@
 """E: the memory of each process, idle and after some jobs.
 
-    python -m bench.memory --jobs 100
+    python -m bench.memory --jobs 40
 
 RSS counts what processes share in each of them; USS is what would be free if the process ended.
 """
@@ -13,7 +13,7 @@ from tests.stack import Role, Stack
 
 
 @benchmark
-@click.option("--jobs", default=100, show_default=True, help="Of tiny-scenes-1.")
+@click.option("--jobs", default=40, show_default=True, help="Of tiny-scenes-1.")
 def main(on: str, jobs: int) -> list[Figure]:
     """RSS and USS of each process, idle with its models loaded, and what some jobs add."""
     with running(on, "web", "worker", "courier") as stack:

@@ -1,6 +1,6 @@
 """D: from the start of a worker to the first picture, beside a script that loads the same pipeline and saves one.
 
-    python -m bench.start --rounds 3
+    python -m bench.start --rounds 2
     python -m bench.start --server
 
 The rest of Darkroom runs already and the job waits in its line. `--server` measures `script/server --once` too, with
@@ -19,7 +19,7 @@ from tests.stack import ROOT, Stack, free_port
 
 
 @benchmark
-@click.option("--rounds", default=3, show_default=True)
+@click.option("--rounds", default=2, show_default=True)
 @click.option("--server", is_flag=True, help="Measure `script/server --once` too.")
 def main(on: str, rounds: int, server: bool) -> list[Figure]:
     """Start of a worker to the first picture SUCCEEDED, beside a bare script that loads, draws and saves, in turns."""

@@ -1,6 +1,6 @@
 """B: how much of a worker's time is the model's, when there is always a next job.
 
-    python -m bench.utilisation --real 30 --sleeping 100 --nothing 200 --rounds 3
+    python -m bench.utilisation --real 16 --sleeping 100 --nothing 200 --rounds 3
 
 All jobs of a round wait in the line before the first begins. Counted is from the end of the first to that of the last.
 """
@@ -19,7 +19,7 @@ from tests.stack import Stack
 
 
 @benchmark
-@click.option("--real", default=30, show_default=True, help="Jobs of tiny-scenes-1 a round.")
+@click.option("--real", default=16, show_default=True, help="Jobs of tiny-scenes-1 a round.")
 @click.option("--sleeping", default=100, show_default=True, help="Jobs of 50 ms a round.")
 @click.option("--nothing", default=200, show_default=True, help="Jobs of no time a round.")
 @click.option("--rounds", default=3, show_default=True)
