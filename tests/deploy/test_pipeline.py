@@ -221,7 +221,7 @@ def test_each_worker_of_each_machine_gets_the_version_one_after_another(machines
     versions = machines("gpu-1", "gpu-2")
     done = deploy("2.0.0-new")
     assert versions() == {"gpu-1": "2.0.0-new", "gpu-2": "2.0.0-new"}
-    restarts = [note for note in done.notes if note.startswith("systemctl")]
+    restarts = [note for note in done.notes if note.startswith("systemctl restart")]
     assert restarts == [f"systemctl restart darkroom-worker@{gpu}.service" for _ in range(2) for gpu in range(2)]
     assert all("StrictHostKeyChecking=yes" in note for note in done.notes if note.startswith("ssh"))
 
@@ -232,7 +232,28 @@ def test_a_version_that_does_not_get_ready_is_taken_back_and_no_second_machine_i
     assert done.returncode == 1
     assert "does not get ready: back to 1.0.0-good" in done.stdout + done.stderr
     assert versions() == {"gpu-1": "1.0.0-good", "gpu-2": "1.0.0-good"}
-    assert not [note for note in done.notes if "gpu-2" in note and "darkroom-deploy" in note]
+    asked = [note for note in done.notes if "gpu-2" in note and "darkroom-deploy" in note]
+    assert all(note.endswith("darkroom-deploy --current") for note in asked)
+
+
+def test_a_worker_that_ends_again_and_again_is_not_waited_for(machines, deploy, path):
+    versions = machines("gpu-1")
+    path(systemctl="[[ $1 != show ]] || echo 3\n", docker="exit 0\n")
+    done = deploy("2.0.0-bad", WORKER_HOSTS="gpu-1", READY_SECONDS="600", check=False)
+    assert done.returncode == 1
+    assert versions() == {"gpu-1": "1.0.0-good"}
+
+
+def test_new_machines_of_a_group_begin_with_what_was_deployed_last(machines, deploy, path):
+    versions = machines("gpu-1", "gpu-2")
+    path(gcloud='[[ $* != *list-instances* ]] || printf "gpu-1\\ngpu-2\\n"\n')
+    of_group = {"WORKER_GROUP": "darkroom-worker", "REGION": "europe-west4", "WORKER_HOSTS": ""}
+    change = "gcloud compute instance-groups managed all-instances-config update darkroom-worker"
+    for version, reached in (("2.0.0-new", "2.0.0-new"), ("--previous", "1.0.0-good")):
+        told = deploy(version, **of_group).notes[-1]
+        assert told == f"{change} --region europe-west4 --metadata darkroom-version={reached}"
+        assert set(versions().values()) == {reached}
+    assert not [note for note in deploy("2.0.0-bad", **of_group, check=False).notes if note.startswith(change)]
 
 
 def test_when_a_later_machine_fails_the_earlier_ones_are_taken_back(machines, deploy, tmp_path):
@@ -289,7 +310,7 @@ def test_systemd_finds_nothing_to_complain_of(tmp_path):
     for unit in units:
         # The programs are on the machine, not here.
         text = re.sub(
-            r"(?m)^(Exec\w+=-?)(/usr/bin/docker|/usr/local/bin/darkroom-worker)", r"\1/bin/true", unit.read_text()
+            r"(?m)^(Exec\w+=-?)(/usr/bin/docker|/usr/local/bin/darkroom-\w+)", r"\1/bin/true", unit.read_text()
         )
         (tmp_path / unit.name.replace("@", "@0")).write_text(text)
     (tmp_path / "docker.service").write_text("[Service]\nExecStart=/bin/true\n")
@@ -331,6 +352,40 @@ def test_a_worker_runs_with_few_rights_and_its_secrets_are_no_arguments(tmp_path
     assert "--publish 9465:9464" in started
     assert "--gpus device=1" in started
     assert set(re.findall(r"--env (\w+)", started)) <= {name.upper() for name in Settings.model_fields}
+
+
+def test_a_new_machine_asks_its_group_for_the_version_and_keeps_it(tmp_path, path):
+    path(docker="", gcloud="echo secret\n", curl='while [[ $1 != --output ]]; do shift; done; echo 1.2.3 >"$2"\n')
+    (tmp_path / "run").mkdir()
+    environ = {
+        "RUNTIME_DIRECTORY": str(tmp_path / "run"),
+        "DARKROOM_ETC": str(tmp_path),
+        "NOTES": str(tmp_path / "notes"),
+        "IMAGE": "hub/worker",
+        "SECRET_PREFIX": "darkroom",
+        "HOSTNAME": "gpu-1",
+        "PATH": f"{tmp_path}/bin:/usr/bin:/bin",
+    }
+    for _ in range(2):
+        run(ROOT / "infra/modules/gpu_worker/files/darkroom-worker", "0", env=environ)
+    notes = (tmp_path / "notes").read_text().splitlines()
+    assert [note for note in notes if note.startswith("docker run")][-1].endswith("hub/worker:1.2.3 worker")
+    (asked,) = (note for note in notes if note.startswith("curl"))
+    assert asked.endswith("/computeMetadata/v1/instance/attributes/darkroom-version")
+    text = (ROOT / "infra/modules/gpu_worker/main.tf").read_text()
+    assert "metadata = { darkroom-version = var.worker_version }" in text
+
+
+def test_filebeats_key_is_no_argument_and_its_settings_come_from_the_machine(tmp_path, path):
+    path(docker="", gcloud='echo "value-of-${!#}"\n')
+    environ = {"SECRET_PREFIX": "darkroom", "FILEBEAT_IMAGE": "hub/filebeat", "NOTES": str(tmp_path / "notes")}
+    program = ROOT / "infra/modules/gpu_worker/files/darkroom-filebeat"
+    run(program, env={**environ, "PATH": f"{tmp_path}/bin:/usr/bin:/bin"})
+    notes = (tmp_path / "notes").read_text().splitlines()
+    assert "gcloud secrets versions access latest --secret=darkroom-elasticsearch-api-key" in notes
+    assert "value-of" not in notes[-1]
+    named = re.findall(r"\$\{(\w+)[:}]", (ROOT / "charts/observability/files/logs/filebeat.yml").read_text())
+    assert set(re.findall(r"--env (\w+)", notes[-1])) == set(named) - {"NODE_NAME"}
 
 
 # ---- Secrets of a cluster

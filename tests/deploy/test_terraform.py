@@ -51,7 +51,7 @@ def slim(schema):
 
 
 @pytest.mark.timeout(300)
-def test_format_validity_and_terraforms_own_tests(environ):
+def test_format_validity_policies_and_terraforms_own_tests(environ):
     told = run(INFRA / "ci/check-terraform", env=environ)
     assert told.stdout.count("The configuration is valid.") == 3
     passed, failed = re.search(r"(\d+) passed, (\d+) failed", told.stdout).groups()
@@ -95,6 +95,71 @@ def test_a_mistake_is_found(root, file, right, wrong, told):
         path.write_text(text)
     assert done.returncode == 1
     assert told in done.stderr
+
+
+# Each is valid Terraform. All are made at once, since one run of the tests tells of every one.
+WRONG_WISHES = {
+    "network: SSH from everywhere": (
+        *("network/main.tf", 'concat(["35.235.240.0/20"], var.ssh_ranges)', '["0.0.0.0/0"]'),
+        "SSH must not be open to the world",
+    ),
+    "network: metrics for the wrong network": (
+        *("network/main.tf", "source_ranges = [var.ranges.pods]", "source_ranges = [var.ranges.workers]"),
+        "Only the pods scrape the workers",
+    ),
+    "bucket: seconds for days": (
+        *("bucket/main.tf", "var.result_ttl / local.day", "var.result_ttl"),
+        "RESULT_TTL in days",
+    ),
+    "bucket: may be made public": ("bucket/main.tf", '"enforced"', '"inherited"', "Nobody but the roles"),
+    "identity: a worker deletes": (
+        *("identity/main.tf", 'worker  = ["storage.objects.create", ', 'worker  = ["storage.objects.delete", '),
+        "A worker deletes nothing",
+    ),
+    "identity: signs as another": (
+        *("identity/main.tf", 'roles["web"].name', 'roles["worker"].name'),
+        "Only the web tier signs",
+    ),
+    "redis: no password": (
+        *("redis/main.tf", "auth_enabled            = true", "auth_enabled            = false"),
+        "Password and TLS",
+    ),
+    "gpu_worker: moved while it runs": (
+        *("gpu_worker/main.tf", '"TERMINATE"', '"MIGRATE"'),
+        "A machine with a GPU cannot be moved",
+    ),
+    "gpu_worker: a public address": (
+        *("gpu_worker/main.tf", "network_interface {", "network_interface {\n    access_config {}"),
+        "A worker has no public address",
+    ),
+    "gpu_worker: a version that stays": (
+        *("gpu_worker/main.tf", "darkroom-version = var.worker_version", 'darkroom-version = "0.1.0"'),
+        "A new machine begins with the version",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def told_of_wrong_wishes(environ, tmp_path_factory):
+    """What `terraform test` says of a copy with every one of them."""
+    folder = tmp_path_factory.mktemp("wrong")
+    for part in ("infra", "charts"):
+        shutil.copytree(ROOT / part, folder / part)
+    for file, right, wrong, _ in WRONG_WISHES.values():
+        path = folder / "infra/modules" / file
+        assert right in path.read_text(), right
+        path.write_text(path.read_text().replace(right, wrong, 1))
+    stack = f"-chdir={folder}/infra/modules/stack"
+    run("terraform", stack, "init", "-backend=false", "-input=false", env=environ)
+    run("terraform", stack, "validate", env=environ)
+    return run("terraform", stack, "test", "-no-color", env=environ, check=False)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("wish", WRONG_WISHES)
+def test_a_wrong_wish_is_found(told_of_wrong_wishes, wish):
+    assert told_of_wrong_wishes.returncode == 1
+    assert WRONG_WISHES[wish][-1] in told_of_wrong_wishes.stdout + told_of_wrong_wishes.stderr
 
 
 # ---- What must agree

@@ -18,7 +18,7 @@ variable "host" {
 }
 
 variable "worker_version" {
-  description = "Version that a new worker machine begins with: the one deployed last."
+  description = "Version that worker machines begin with until the first deployment, which then decides."
   type        = string
 }
 

@@ -1,12 +1,13 @@
 # Machines with GPUs, made alike by a template, healed and scaled by their group. Deployments come over SSH and change
-# the version only (files/darkroom-deploy); a machine that is made later begins with the version of the group's metadata.
+# the version only (files/darkroom-deploy). They tell the group, and a machine that is made later begins with that version.
 
 locals {
   units = concat(
     [for gpu in range(var.gpus) : "darkroom-worker@${gpu}.service"],
     [for name in keys(local.helpers) : "darkroom-${name}.service"],
   )
-  helpers = { for name, image in var.helper_images : name => image if var.helpers[name] }
+  wanted  = { node-exporter = true, dcgm = true, collector = var.traces != "", filebeat = var.elasticsearch != "" }
+  helpers = { for name, image in var.helper_images : name => image if local.wanted[name] }
   environment = merge({
     IMAGE         = var.image
     GPUS          = var.gpus
@@ -30,7 +31,7 @@ locals {
     ON_GPU_VM         = "true"
   }, { for name, image in local.helpers : "${upper(replace(name, "-", "_"))}_IMAGE" => image })
 
-  scripts = { for name in ["darkroom-worker", "darkroom-deploy"] :
+  scripts = { for name in concat(["darkroom-worker", "darkroom-deploy"], var.elasticsearch == "" ? [] : ["darkroom-filebeat"]) :
   "/usr/local/bin/${name}" => { mode = "0755", content = file("${path.module}/files/${name}") } }
   unit_files = { for name in concat(["worker@"], keys(local.helpers)) :
   "/etc/systemd/system/darkroom-${name}.service" => { mode = "0644", content = file("${path.module}/files/darkroom-${name}.service") } }
@@ -38,7 +39,6 @@ locals {
   configs = { for name, place in { "collector.yaml" = "traces/collector.yaml", "filebeat.yml" = "logs/filebeat.yml" } :
   "/etc/darkroom/${name}" => { mode = "0644", content = file("${path.module}/../../../charts/observability/files/${place}") } }
   own = {
-    "/etc/darkroom/version"    = { mode = "0644", content = "${var.worker_version}\n" }
     "/etc/darkroom/worker.env" = { mode = "0644", content = join("", [for name, value in local.environment : "${name}=${value}\n"]) }
   }
 }
@@ -127,8 +127,12 @@ resource "google_compute_region_instance_group_manager" "this" {
     max_surge_fixed       = 0
     max_unavailable_fixed = 3
   }
+  # What a new machine begins with. Deployments change it (infra/ci/deploy-worker), and no later apply takes that back.
+  all_instances_config {
+    metadata = { darkroom-version = var.worker_version }
+  }
   lifecycle {
-    ignore_changes = [target_size]
+    ignore_changes = [target_size, all_instances_config]
   }
 }
 

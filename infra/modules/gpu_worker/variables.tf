@@ -26,7 +26,7 @@ variable "image" {
 }
 
 variable "worker_version" {
-  description = "Tag that a new machine begins with."
+  description = "Tag that machines begin with until the first deployment."
   type        = string
 
   validation {
@@ -154,19 +154,9 @@ variable "traces" {
 }
 
 variable "elasticsearch" {
-  description = "Elasticsearch as machines reach it; empty: logs stay on the machine."
+  description = "Elasticsearch as machines reach it, with the secret PREFIX-elasticsearch-api-key; empty: logs stay on the machine."
   type        = string
   default     = ""
-}
-
-variable "helpers" {
-  type = map(bool)
-  default = {
-    node-exporter = true
-    dcgm          = true
-    collector     = false
-    filebeat      = false
-  }
 }
 
 variable "helper_images" {

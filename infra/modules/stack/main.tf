@@ -54,7 +54,7 @@ module "redis" {
 module "secrets" {
   source = "../secrets"
   name   = var.name
-  secrets = { for name in ["broker-url", "redis-url", "ca", "redis-ca"] :
+  secrets = { for name in concat(["broker-url", "redis-url", "ca", "redis-ca"], var.elasticsearch == "" ? [] : ["elasticsearch-api-key"]) :
   name => ["serviceAccount:${module.identity.emails["worker"]}"] }
   known  = ["redis-url", "redis-ca"]
   values = { redis-url = module.redis.url, redis-ca = module.redis.ca }
@@ -94,4 +94,6 @@ module "workers" {
   gpus           = var.workers.gpus
   spot           = var.workers.spot
   machines       = { min = var.workers.min, max = var.workers.max }
+  traces         = var.traces
+  elasticsearch  = var.elasticsearch
 }

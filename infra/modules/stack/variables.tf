@@ -78,6 +78,18 @@ variable "workers" {
   })
 }
 
+variable "traces" {
+  description = "Jaeger as the worker machines reach it (host:4317); empty: no traces of theirs."
+  type        = string
+  default     = ""
+}
+
+variable "elasticsearch" {
+  description = "Elasticsearch as the worker machines reach it; empty: their logs stay with them."
+  type        = string
+  default     = ""
+}
+
 variable "notify_uploads" {
   type    = bool
   default = false

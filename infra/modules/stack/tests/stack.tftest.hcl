@@ -146,7 +146,7 @@ run "the_workers" {
     error_message = "Each GPU has a worker."
   }
   assert {
-    condition     = strcontains(google_compute_region_instance_template.this.metadata["user-data"], base64encode("0.1.0-1234567\n"))
+    condition     = one(google_compute_region_instance_group_manager.this.all_instances_config).metadata["darkroom-version"] == "0.1.0-1234567"
     error_message = "A new machine begins with the version it was told."
   }
   assert {
@@ -156,6 +156,32 @@ run "the_workers" {
   assert {
     condition     = one(google_compute_region_instance_template.this.scheduling).on_host_maintenance == "TERMINATE"
     error_message = "A machine with a GPU cannot be moved."
+  }
+}
+
+run "workers_whose_logs_are_sent" {
+  command = apply
+  module { source = "../gpu_worker" }
+  variables {
+    name          = "darkroom-worker"
+    subnetwork    = "workers"
+    account       = "worker@p"
+    image         = "hub/darkroom/darkroom-worker"
+    queue         = "gen.sdxl"
+    secret_prefix = "darkroom"
+    storage_url   = "gs://pictures"
+    result_ttl    = 604800
+    machines      = { min = 1, max = 1 }
+    elasticsearch = "https://elasticsearch.internal:9200"
+  }
+
+  assert {
+    condition     = strcontains(google_compute_region_instance_template.this.metadata["user-data"], "/usr/local/bin/darkroom-filebeat")
+    error_message = "Filebeat's unit needs the script that fetches its key."
+  }
+  assert {
+    condition     = !strcontains(google_compute_region_instance_template.this.metadata["user-data"], "darkroom-collector.service")
+    error_message = "Nobody wanted traces."
   }
 }
 
