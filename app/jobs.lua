@@ -174,11 +174,21 @@ end
 
 -- as claim, then queue, how many to look at, model, ...: the first in line that is for one of these models.
 function moves.claim_next()
+  -- Asked again after an answer that was lost on its way: not for one more job.
+  local asked = 'claim:' .. ARGV[3]
+  local earlier = redis.call('GET', asked)
+  if earlier then
+    key, id = 'job:' .. earlier, earlier
+    return {id, unpack(moves.claim())}
+  end
   local models = {}
   for _, model in ipairs({unpack(ARGV, 9)}) do models[model] = true end
   for _, first in ipairs(redis.call('ZRANGE', 'jobs:queued:' .. ARGV[7], 0, ARGV[8] - 1)) do
     key, id = 'job:' .. first, first
-    if models[get('model_version')] then return {id, unpack(moves.claim())} end
+    if models[get('model_version')] then
+      redis.call('SET', asked, id, 'EX', math.ceil(ARGV[5]))
+      return {id, unpack(moves.claim())}
+    end
   end
   return {'', 'empty'}
 end

@@ -79,6 +79,18 @@ class Jobs(RuleBasedStateMachine):
             assert not live
             self.tokens[worker, task_id] = token
 
+    @rule(worker=WORKERS)
+    def claim_next(self, worker):
+        first = self.redis.zrange("jobs:queued:gen.tiny", 0, 0)
+        token = f"{worker}-{next(self.numbers)}"
+        answers = [
+            self.jobs.claim_next("gen.tiny", 4, ["tiny-scenes-1"], token, worker, MAX_ATTEMPTS) for _ in range(2)
+        ]
+        assert [answer.task_id for answer in answers] == 2 * (first or [""])
+        assert answers[0].verdict == answers[1].verdict
+        if answers[0].verdict == "claimed":
+            self.tokens[worker, first[0]] = token
+
     @rule(task_id=ids, worker=WORKERS, phase=st.sampled_from([Phase.RUNNING, Phase.UPLOADING]))
     def advance(self, task_id, worker, phase):
         with suppress(ClaimLost, InvalidTransition):
