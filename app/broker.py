@@ -5,6 +5,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+import amqp.exceptions
 from celery import Celery
 from celery.exceptions import OperationalError
 from kombu import Queue
@@ -17,7 +18,8 @@ from app.errors import BrokerUnavailable
 from app.record import Job
 from app.tasks import GENERATE, PUBLISH_TIMEOUT, QUARANTINE
 
-_AWAY = (OperationalError, KombuError, RedisError, OSError)
+# A broker that stops says so on connections that it closes: amqp's own error, which is none of kombu's.
+_AWAY = (OperationalError, KombuError, RedisError, amqp.exceptions.ConnectionError, OSError)
 
 
 @dataclass(frozen=True)

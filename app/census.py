@@ -9,12 +9,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from redis import Redis
 
-from app.errors import StoreUnavailable
+from app.errors import JobError, StoreUnavailable
 from app.jobs import ask
 from app.quarantine import MESSAGES, TASKS
 from app.services import Services
 from app.webhooks import OUTBOX
 from app.workers import WorkerState
+
+# How a job may end, as it is counted.
+ENDS = ("succeeded", *sorted({error.code for error in JobError.__subclasses__()}))
 
 
 class Census(Collector):
@@ -73,8 +76,10 @@ class Census(Collector):
             "Jobs that ended, each one once: `succeeded`, or the code of its error.",
             labels=["model_version", "outcome"],
         )
-        for name, count in ask(lambda: self._redis.hgetall("jobs:finished")).items():
-            finished.add_metric(name.split(" "), int(count))
+        known = dict.fromkeys(f"{spec.model_version} {end}" for spec in self._services.catalogue.all() for end in ENDS)
+        # There at 0 before there is one: for Prometheus a number that begins at 1 has not risen.
+        for name, count in {**known, **ask(lambda: self._redis.hgetall("jobs:finished"))}.items():
+            finished.add_metric(name.split(" "), int(count or 0))
         return finished
 
     def _workers(self) -> list[Metric]:

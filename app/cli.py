@@ -43,6 +43,8 @@ def worker() -> int:
     """Run jobs of one queue, one at a time, on one device."""
     # The child's threads wait asleep: spinning, two of them take twenty times as long on cores that are shared.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # It advises while it is imported, past all logging.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     _observe()
     from app import worker as role
 

@@ -5,13 +5,22 @@ Each index is sorted by time, so that a sweep costs what it moves and not what e
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 
 from app import alive, metrics, telemetry, tracing
 from app.census import Census
-from app.errors import BrokerUnavailable, ClaimLost, DarkroomError, DeadlineExceeded, StoreUnavailable, TaskNotFound
+from app.errors import (
+    BrokerUnavailable,
+    ClaimLost,
+    DarkroomError,
+    DeadlineExceeded,
+    StoreUnavailable,
+    TaskExpired,
+    TaskNotFound,
+)
 from app.intake import Intake
 from app.services import Services, build
 from app.settings import Settings
@@ -78,15 +87,21 @@ class Courier:
         """Do it for each; one job that cannot be moved must not hold up the others, an outage stops the sweep."""
         for task_id in task_ids:
             try:
-                with structlog.contextvars.bound_contextvars(task_id=task_id):
+                with structlog.contextvars.bound_contextvars(task_id=task_id), self._in_trace(task_id):
                     move(task_id)
             except (BrokerUnavailable, StoreUnavailable):
                 raise
-            except (ClaimLost, TaskNotFound):
+            except (ClaimLost, TaskNotFound, TaskExpired):
                 self._services.jobs.forget(task_id, self._services.catalogue.queues())
                 log.info("sweep.job_moved_meanwhile", task_id=task_id)
             except Exception:
                 log.exception("sweep.job_failed", task_id=task_id)
+
+    @contextmanager
+    def _in_trace(self, task_id: str) -> Iterator[None]:
+        """What is done for a job belongs to its own trace."""
+        with tracing.continued(self._services.jobs.get(task_id).traceparent):
+            yield
 
     def _without_message(self, queue: str) -> list[str]:
         """The oldest jobs of a queue, as many as it has fewer messages than jobs: a broker may lose what it confirmed.

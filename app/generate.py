@@ -196,6 +196,8 @@ class Runner:
     def _made(self, held: Held, made: Mapping[str, Made], own: Job) -> Callable[[], None]:
         """Make its pictures, if they are not made yet; gives what is left to do."""
         job = held.job
+        with _trace_of(job, own):
+            held.trace_wait()
         with (
             structlog.contextvars.bound_contextvars(task_id=job.task_id),
             _trace_of(job, own),

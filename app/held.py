@@ -57,11 +57,26 @@ class Held:
         """Whether it has cost a worker before."""
         return self.job.attempt > 1
 
+    @property
+    def _waited(self) -> float:
+        """Seconds from the queue, for the last time, to this claim."""
+        return (self.job.started_at or 0) - (self.job.queued_at or 0)
+
+    def trace_wait(self) -> None:
+        """Its time in the queue as a step of the trace under way: so long by Redis' clock, ended with the claim."""
+        tracing.record("job.wait", time.monotonic() - self._started, self._waited)
+
+    def trace_batch(self, size: int) -> None:
+        """The call of the model that made it with the first of a batch, in its own trace too."""
+        ago, took = time.monotonic() - self._lap, self._laps["inference_ms"] / 1000
+        with tracing.continued(self.job.traceparent):
+            tracing.record("job.inference", ago, took, batch_size=size)
+
     def __enter__(self) -> Self:
         self.lease.__enter__()
         model = self.job.params.model_version
         metrics.ATTEMPTS.labels(model).inc()
-        metrics.QUEUE_WAIT.labels(model).observe((self.job.started_at or 0) - (self.job.queued_at or 0))
+        metrics.QUEUE_WAIT.labels(model).observe(self._waited)
         return self
 
     def __exit__(self, _: object, error: BaseException | None, *rest: object) -> None:
@@ -184,10 +199,9 @@ class Held:
     @tracing.span("job.finish")
     def _succeed(self, images: list[dict[str, Any]], batch_size: int) -> None:
         job, settings = self.job, self._services.settings
-        waited = int(1000 * ((job.started_at or 0) - (job.queued_at or 0)))
         result = {
             "images": compact(images),
-            "metrics": compact({"queue_ms": waited, **self._laps, "batch_size": batch_size}),
+            "metrics": compact({"queue_ms": int(1000 * self._waited), **self._laps, "batch_size": batch_size}),
             "worker_version": settings.worker_version,
         }
         if self._services.catalogue.get(job.params.model_version).safety_checker:

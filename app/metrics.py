@@ -107,10 +107,12 @@ WEBHOOK = Histogram(
 
 
 def begin(role: str) -> None:
-    """Say who this process is."""
+    """Say who this process is. What alerts count is there at 0 from the start: its first one is a rise too."""
     BUILD.labels(role=role, version=__version__).set(1)
+    if role == "web":
+        for status in (202, 500, 503):
+            HTTP_REQUEST.labels("POST", "/generate", status)
     if role == "courier":
-        # There at 0 from the beginning: the first one of a kind is a rise too.
         for reason in ("deadline_exceeded", "lease_expired", "upload_expired"):
             SWEPT.labels(reason)
         for outcome in ("delivered", "postponed", "given_up"):

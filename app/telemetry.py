@@ -70,7 +70,7 @@ def config(settings: Settings, role: str) -> dict[str, Any]:
         "handlers": {"stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "line"}},
         "root": {"handlers": ["stdout"], "level": settings.log_level},
         "loggers": {
-            **{name: {"level": "WARNING"} for name in ("kombu", "amqp", "urllib3", "google")},
+            **{name: {"level": "WARNING"} for name in ("kombu", "amqp", "urllib3", "google", "multiprocessing")},
             "gunicorn.error": {"handlers": [], "propagate": True},
             # Its lines hold paths, and paths hold signed tokens; http.py logs each request by its route.
             "gunicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},

@@ -5,6 +5,7 @@ Spans are always made, so that every log line and every task has its trace id. T
 hold as they are specified. No attribute holds a prompt.
 """
 
+import time
 from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from typing import Any
@@ -95,6 +96,14 @@ def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int 
         except BaseException as error:
             failed(getattr(error, "code", None) or type(error).__name__)
             raise
+
+
+def record(name: str, seconds_ago: float, seconds: float, **attributes: str | int) -> None:
+    """A step that is over: it ended so long ago and took so long."""
+    ended = time.time_ns() - int(seconds_ago * 1e9)
+    given = {f"darkroom.{name}": value for name, value in attributes.items()}
+    tracer = trace.get_tracer("darkroom", __version__)
+    tracer.start_span(name, start_time=ended - int(seconds * 1e9), attributes=given).end(ended)
 
 
 def failed(reason: str) -> None:

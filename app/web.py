@@ -3,9 +3,10 @@
 import json
 from collections.abc import Iterator
 
-from flask import Response, redirect
+from flask import Response, redirect, request
 from flask_openapi3 import Info, OpenAPI, Tag
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from werkzeug.exceptions import NotFound
 from werkzeug.middleware.proxy_fix import ProxyFix
 from werkzeug.wrappers import Response as BaseResponse
 
@@ -257,9 +258,14 @@ def _health(app: OpenAPI, services: Services) -> None:
         """Which Darkroom this is."""
         return answer(Version(version=__version__))
 
-    @app.get("/metrics", tags=[HEALTH], responses={200: {"content": {"text/plain": {}}, "description": "Prometheus."}})
+    plain = {"content": {"text/plain": {}}, "description": "Prometheus."}
+
+    @app.get("/metrics", tags=[HEALTH], responses={200: plain, 404: http.refusal(404)})
     def numbers() -> Response:
-        """What all web processes have counted. Not for the public: an ingress has to keep it to itself."""
+        """What all web processes have counted; for who asks beside a proxy, and for nobody who comes through one."""
+        # Here, and not in each kind of ingress: all write this header; Prometheus, who is beside them, does not.
+        if "X-Forwarded-For" in request.headers:
+            raise NotFound
         told = generate_latest(metrics.registry(services.settings))
         return Response(told, content_type=CONTENT_TYPE_LATEST)
 

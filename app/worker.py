@@ -16,6 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import billiard.pool
+import billiard.util
+import celery.apps.worker
 import structlog
 from celery import bootsteps, signals
 from celery.platforms import EX_FAILURE, EX_OK
@@ -74,6 +76,7 @@ class Child:
 
     def __init__(self, services: Services, models: "Residents", me: WorkerState, herald: Herald) -> None:
         self._me = me
+        self._models = models
         self._herald = herald
         settings = services.settings
         line = Line(services.jobs, models, settings.model_patience)
@@ -81,7 +84,12 @@ class Child:
         self._runner = Runner(services, models, line, me.name, settings.worker_turn, spent)
         # The parent says so as soon as it is told to stop.
         signal.signal(STOP, lambda *_: self._runner.stop())
-        herald.say(lambda: replace(me, state="ready", models=tuple(models), loads=models.report()))
+        herald.say(self._how_it_stands)
+
+    def _how_it_stands(self) -> WorkerState:
+        # Asked every few seconds, within a job too: the moment to see what the models hold by now.
+        self._models.measure()
+        return replace(self._me, state="ready", models=tuple(self._models), loads=self._models.report())
 
     def run(self, message: dict[str, Any]) -> dict[str, Any]:
         """See `Runner.run`. Memory that ran out ends the process after this job, a device that failed at once."""
@@ -116,15 +124,14 @@ def main(settings: Settings) -> int:
     queue = settings.worker_queue or services.catalogue.default.queue
     if not services.catalogue.on_queue(queue):
         raise SettingsError(f"WORKER_QUEUE: no model of the catalogue is on {queue}")
-    celery = make_celery(settings, services.catalogue, "worker")
-    celery.set_default()
-    declare_queues(celery)
-    celery.steps["worker"].add(ModelGate)
+    app = make_celery(settings, services.catalogue, "worker")
+    app.set_default()
+    declare_queues(app)
+    app.steps["worker"].add(ModelGate)
     # Unique for each start: the broker may still hold the queues of a namesake that it has not missed yet.
     name = f"{queue}-{secrets.token_hex(4)}@{settings.worker_name}"
-    worker = celery.Worker(
-        hostname=name, queues=[queue], loglevel=settings.log_level, redirect_stdouts=False, quiet=True
-    )
+    worker = app.Worker(hostname=name, queues=[queue], loglevel=settings.log_level, redirect_stdouts=False, quiet=True)
+    _speak_as_one()
     signals.worker_shutting_down.connect(lambda **_: _leave_within(settings.worker_grace, worker), weak=False)
     worker.start()
     with suppress(StoreUnavailable):
@@ -138,13 +145,28 @@ def main(settings: Settings) -> int:
     return int(EX_FAILURE if _gave_up.is_set() else worker.exitcode or 0)
 
 
+def _speak_as_one() -> None:
+    """What Celery and its pool write past all logging goes where every line goes. After the Worker is made."""
+    billiard.util.get_logger().propagate = True
+    # With it a new child logs by itself until it has our logs.
+    os.environ.pop("_MP_FORK_LOGLEVEL_", None)
+    # Celery's farewell; `worker.stopping` says the same.
+    celery.apps.worker.safe_say = lambda *_: None  # type: ignore[attr-defined]
+
+
 def _leave_within(seconds: float, worker: Any) -> None:
     """Celery waits for the running job however long it takes, and leaves as soon as it is done: bound that."""
     _signal_children(worker, STOP)
-    for pause, number in ((seconds, signal.SIGTERM), (seconds + HAND_BACK, signal.SIGKILL)):
-        timer = threading.Timer(pause, _signal_children, [worker, number])
-        timer.daemon = True
-        timer.start()
+    # In a thread: this is the handler of a signal, which may have come in the midst of a line.
+    _later(0, log.info, "worker.stopping")
+    _later(seconds, _signal_children, worker, signal.SIGTERM)
+    _later(seconds + HAND_BACK, _signal_children, worker, signal.SIGKILL)
+
+
+def _later(seconds: float, act: Callable[..., Any], *args: Any) -> None:
+    timer = threading.Timer(seconds, act, args)
+    timer.daemon = True
+    timer.start()
 
 
 def _signal_children(worker: Any, number: int) -> None:
@@ -212,6 +234,7 @@ def _start_child(sender: str, **_: Any) -> None:
     """In the child: load, warm up, announce. A failure ends the child at once, with its reason in the registry."""
     settings = settings_module.load()
     telemetry.setup(settings, "worker")
+    billiard.util.get_logger().propagate = True
     services = build(settings, "worker")
     me = WorkerState(name=sender, queue=_queue_of(sender), version=settings.worker_version)
     herald = Herald(services, lambda: me)

@@ -74,6 +74,11 @@ class Residents(Mapping[str, Model]):
         known, held = dict(self._known), set(self._held)
         return tuple(replace(known[name], resident=name in held) for name in self._specs if name in known)
 
+    def measure(self) -> None:
+        """Tell Prometheus what this process holds of its device's memory now."""
+        device = devices.choose_device(self._settings.device)
+        metrics.DEVICE_MEMORY.labels(devices.describe(device)).set(devices.memory_bytes(device))
+
     def _admit(self, spec: ModelSpec) -> None:
         self._make_room(self._expected_bytes(spec))
         try:
@@ -108,7 +113,7 @@ class Residents(Mapping[str, Model]):
             model, state.weights_bytes, self._most_together(model, spec), lambda: self._evict_all(spec.model_version)
         )
         metrics.MODEL_LOAD.labels(state.model_version).observe(state.load_seconds)
-        metrics.DEVICE_MEMORY.labels(state.device).set(state.process_bytes)
+        self.measure()
         log.info("model.loaded", **asdict(state))
 
     def _most_together(self, model: Model, spec: ModelSpec) -> int:

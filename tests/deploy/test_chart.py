@@ -363,6 +363,18 @@ def test_the_ingress_speaks_to_one_controller_and_tells_it_the_limits():
     assert {name.partition("/")[0] for name in community} == {"nginx.ingress.kubernetes.io"}
 
 
+def test_flower_asks_for_a_password_and_sees_the_queues_as_one_who_may_only_look():
+    made = objects("everything")
+    environment = {v["name"]: v for v in pod_of(made["Deployment", "darkroom-flower"])["containers"][0]["env"]}
+    assert environment["FLOWER_BASIC_AUTH"]["valueFrom"]["secretKeyRef"]["key"] == "basic-auth"
+    address = "http://monitor:$(MONITOR_PASSWORD)@darkroom-rabbitmq.darkroom.svc:15672/api/"
+    assert environment["FLOWER_BROKER_API"]["value"] == address
+    [allowed] = [rule for rule in made["NetworkPolicy", "darkroom-flower"]["spec"]["egress"] if len(rule["ports"]) == 2]
+    assert {port["port"] for port in allowed["ports"]} == {5671, 15672}
+    policy = made["NetworkPolicy", "darkroom-rabbitmq"]["spec"]["ingress"]
+    assert [rule["from"] for rule in policy if {"protocol": "TCP", "port": 15672} in rule["ports"]]
+
+
 def test_pictures_pass_the_ingress_only_where_they_are_stored_behind_it():
     limits = yaml.safe_load((CHART / "values.yaml").read_text())["ingress"]["limits"]
     annotations = objects("minikube")["Ingress", "darkroom"]["metadata"]["annotations"]

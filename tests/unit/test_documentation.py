@@ -28,7 +28,7 @@ PAGES = [
     "docs/models.md",
     "docs/observability.md",
     "docs/performance.md",
-    "docs/runbook.md",
+    "docs/operations.md",
     "docs/security.md",
     "docs/webhooks.md",
 ]
@@ -63,3 +63,16 @@ def test_the_readme_names_only_scripts_that_can_be_run():
     scripts = set(re.findall(r"^script/\S+", (ROOT / "README.md").read_text(), re.MULTILINE))
     assert scripts >= {"script/server", "script/test"}
     assert [script for script in scripts if not (ROOT / script).stat().st_mode & 0o111] == []
+
+
+def test_operators_read_no_command_that_was_never_run_without_being_told_so():
+    """Blocks in `sh` are run by test_on_the_running_stack.py; all others stand where it says that they are not."""
+    programs = r"`(?:kubectl|docker|nvidia-smi|dmesg|systemctl|curl|redis-cli|rabbitmqctl) [^`]*`"
+    told, _, unrun = (ROOT / "docs/operations.md").read_text().partition("## Commands that no test runs")
+    assert re.findall(programs, told) == ["`curl -v`"]
+    assert len(re.findall(programs, unrun)) > 5
+    assert set(re.findall(r"^```(\w+)$", told, re.MULTILINE)) == {"sh"}
+    seeing = (ROOT / "docs/observability.md").read_text()
+    assert re.findall(programs, seeing) == []
+    assert re.findall(r"No test runs these: .*\n\n```(\w+)$", seeing, re.MULTILINE) == ["console"]
+    assert "```sh" not in seeing

@@ -66,7 +66,7 @@ def test_settings_are_read_from_the_environment_in_one_module():
         for node in ast.walk(ast.parse((ROOT / path).read_text()))
         if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv")
     }
-    assert readers <= {"app/cli.py", "app/up.py"}
+    assert readers <= {"app/cli.py", "app/up.py", "app/worker.py"}
 
 
 @pytest.mark.parametrize("path", [*FILES, *sorted(p.relative_to(ROOT) for p in (ROOT / "app").rglob("*.lua"))], ids=str)

@@ -435,6 +435,12 @@ def test_the_openapi_document_is_valid(client):
     assert document["info"]["version"] == __version__
 
 
+def test_numbers_are_told_beside_a_proxy_and_not_through_it(client):
+    """Every ingress says for whom it asks; so none of them has to know which paths are not for the world."""
+    assert "python_info" in client.get("/metrics").text
+    assert_problem(client.get("/metrics", headers={"X-Forwarded-For": "203.0.113.9"}), 404, "not_found")
+
+
 def test_the_openapi_document_names_every_route_and_method(services):
     app = create_app(services)
     document = app.test_client().get("/openapi.json").json

@@ -69,6 +69,8 @@ class Span:
     def __init__(self, resource, span):
         self.name, self.kind = span.name, span.kind
         self.trace_id, self.id, self.parent = span.trace_id.hex(), span.span_id.hex(), span.parent_span_id.hex()
+        # Seconds since 1970.
+        self.begun, self.ended = span.start_time_unix_nano / 1e9, span.end_time_unix_nano / 1e9
         self.service = next(a.value.string_value for a in resource.attributes if a.key == "service.name")
         self.attributes = {a.key: a.value.string_value or a.value.int_value for a in span.attributes}
         self.text = str(span)

@@ -1,5 +1,6 @@
 """Prometheus, Alertmanager and the exporters as they are deployed, on loopback, with the project's own files."""
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -21,12 +22,13 @@ class Monitor:
         self.folder = folder
         self.discord = discord
         self.prometheus, self.alertmanager = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
+        self.blackbox = f"127.0.0.1:{free_port()}"
         self._processes = []
 
-    def start(self, pods, machines):
-        """Watch these: pods by their component, and machines by their role, each at an address."""
+    def start(self, pods, machines, probes=()):
+        """Watch these: pods by their component and machines by their role, each at an address; probes by their URL."""
         self._write_alertmanager()
-        self._write_prometheus(pods, machines)
+        self._write_prometheus(pods, machines, probes)
         self.launch(
             "prometheus-alertmanager", "--config.file=alertmanager.yml", "--storage.path=alerts",
             "--cluster.listen-address=", f"--web.listen-address={self.alertmanager}",
@@ -37,13 +39,16 @@ class Monitor:
         )  # fmt: skip
         until(lambda: self.answers(self.prometheus) and self.answers(self.alertmanager), 30, "the monitor is ready")
 
-    def launch(self, program, *arguments):
+    def launch(self, program, *arguments, **environment):
         log = (self.folder / f"{Path(program).name}-{len(self._processes)}.log").open("wb")
         with log:
             command = [tool(program) if "/" not in program else program, *arguments]
             self._processes.append(
-                subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
-            )
+                subprocess.Popen(
+                    command, cwd=self.folder, env=os.environ | environment, stdout=log, stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+            )  # fmt: skip
 
     def stop(self):
         for process in reversed(self._processes):
@@ -77,21 +82,23 @@ class Monitor:
         (self.folder / "templates").symlink_to(FILES / "alertmanager/templates")
         (self.folder / "alertmanager.yml").write_text(text)
 
-    def _write_prometheus(self, pods, machines):
+    def _write_prometheus(self, pods, machines, probes):
         config = without_kubernetes(load("prometheus/prometheus.yml"))
         config["global"] |= {"scrape_interval": "1s", "evaluation_interval": "1s"}
         # celery-exporter asks every worker first, and waits a second or more for answers.
         [slow] = [job for job in config["scrape_configs"] if job["job_name"] == "machines"]
         slow |= {"scrape_interval": "5s", "scrape_timeout": "5s"}
         config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [self.alertmanager]
-        for name in ("rules", "pods", "targets"):
+        for name in ("rules", "pods", "targets", "probes"):
             (self.folder / name).mkdir()
         for path in PROMETHEUS.glob("rules/*.yml"):
             (self.folder / "rules" / path.name).write_text(re.sub(r"for: \w+", "for: 1s", path.read_text()))
         (self.folder / "pods/pods.yml").write_text(yaml.safe_dump([_pod(*pod) for pod in pods.items()]))
         groups = [{"targets": [address], "labels": {"role": role}} for role, address in machines.items()]
         (self.folder / "targets/machines.yml").write_text(yaml.safe_dump(groups))
-        (self.folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+        (self.folder / "probes/public.yml").write_text(yaml.safe_dump([{"targets": list(probes)}]))
+        text = yaml.safe_dump(config).replace("blackbox-exporter:9115", self.blackbox)
+        (self.folder / "prometheus.yml").write_text(text)
 
 
 def _pod(component, address):
@@ -106,12 +113,16 @@ def _pod(component, address):
     return {"targets": [address], "labels": labels}
 
 
-def start_exporters(monitor, settings):
-    """The exporters of machines, Redis and Celery; their addresses, with RabbitMQ's own, by their role."""
+def start_exporters(monitor, settings, trusted):
+    """The exporters of machines, Redis and Celery; their addresses, with RabbitMQ's own, by their role.
+
+    And the one of the public address, which trusts the certificates of this file.
+    """
     found = {name: f"127.0.0.1:{free_port()}" for name in ("node", "redis", "celery-exporter")}
     monitor.launch("prometheus-node-exporter", f"--web.listen-address={found['node']}")
     address = urlsplit(settings["REDIS_URL"])._replace(path="").geturl()
     monitor.launch("prometheus-redis-exporter", f"-redis.addr={address}", f"-web.listen-address={found['redis']}")
+    _start_blackbox(monitor, trusted)
     python = ROOT / "var/tools/celery_exporter/bin/python"
     if not python.exists():
         skip_or_fail("needs celery-exporter: script/tools installs it")
@@ -119,3 +130,12 @@ def start_exporters(monitor, settings):
     run = "from src.cli import cli; cli(auto_envvar_prefix='CE')"
     monitor.launch(str(python), "-c", run, f"--broker-url={settings['BROKER_URL']}", f"--host={host}", f"--port={port}")
     return found | {"rabbitmq": GIVEN["RABBITMQ_METRICS"]}
+
+
+def _start_blackbox(monitor, trusted):
+    # The module of its image's own file.
+    (monitor.folder / "blackbox.yml").write_text(yaml.safe_dump({"modules": {"http_2xx": {"prober": "http"}}}))
+    listen = f"--web.listen-address={monitor.blackbox}"
+    monitor.launch(
+        "prometheus-blackbox-exporter", "--config.file=blackbox.yml", listen, SSL_CERT_FILE=str(trusted)
+    )  # fmt: skip

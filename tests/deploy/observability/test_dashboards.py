@@ -2,14 +2,18 @@
 
 import itertools
 import json
+import re
 import subprocess
 
 import pytest
 import yaml
 
-from tests.deploy.observability.files import dashboards, load, node_packages, queries, run
+from tests.deploy.observability.files import PROMETHEUS, dashboards, load, metrics_in, node_packages, queries, run
+from tests.stack import ROOT
 
 pytestmark = pytest.mark.deploy
+
+LABELS = {"http_request_method", "http_response_status_code", "http_route"}
 
 
 def overlap(one, other):
@@ -69,3 +73,14 @@ def test_every_source_that_is_named_is_provisioned():
     # From a log line to its trace, and back.
     assert sources["darkroom-logs"]["jsonData"]["dataLinks"][0]["datasourceUid"] == "darkroom-jaeger"
     assert sources["darkroom-jaeger"]["jsonData"]["tracesToLogsV2"]["datasourceUid"] == "darkroom-logs"
+
+
+def test_every_number_that_we_tell_is_asked_for_by_a_panel_or_a_rule():
+    declared = " ".join((ROOT / "app" / name).read_text() for name in ("metrics.py", "census.py"))
+    told = set(re.findall(r'"((?:darkroom|http)_\w+)"', declared)) - LABELS
+    rules = [
+        rule["expr"] for path in PROMETHEUS.glob("rules/*.yml") for g in load(path)["groups"] for rule in g["rules"]
+    ]
+    asked = {name for text in [*rules, *(query for _, query in queries())] for name in metrics_in(text)}
+    assert len(told) > 20
+    assert [name for name in told if not any(one == name or one.startswith(f"{name}_") for one in asked)] == []

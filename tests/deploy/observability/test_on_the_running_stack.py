@@ -2,44 +2,59 @@
 
 import contextlib
 import os
+import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
+import kombu
 import pytest
+import requests
 
+from tests.backends import GIVEN
 from tests.deploy.observability.conftest import scrape
 from tests.deploy.observability.doubles import Discord
 from tests.deploy.observability.files import alerts, metrics_in, queries, run
 from tests.deploy.observability.monitor import Monitor, start_exporters
-from tests.stack import until
+from tests.nginx import Nginx
+from tests.stack import ROOT, until
 
 pytestmark = [pytest.mark.deploy, pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
 
-# What no machine of ours can show: a GPU (dcgm-exporter) and a public certificate (blackbox-exporter).
+# What no machine of ours can show: a GPU (dcgm-exporter).
 ELSEWHERE = {
-    "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_XID_ERRORS",
-    "probe_ssl_earliest_cert_expiry",
+    "DCGM_FI_DEV_GPU_TEMP", "DCGM_FI_DEV_GPU_UTIL", "DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_XID_ERRORS"
 }  # fmt: skip
 
 
 @pytest.fixture(scope="session")
-def monitor(stack, done, tmp_path_factory):
+def entry(stack, tmp_path_factory):
+    """The public address: NGINX with a certificate that is good for a day."""
+    nginx = Nginx(tmp_path_factory.mktemp("entry") / "nginx", [stack.targets["web"]])
+    yield nginx
+    nginx.stop()
+
+
+@pytest.fixture(scope="session")
+def monitor(stack, done, entry, tmp_path_factory):
     with Discord().running() as discord, contextlib.ExitStack() as stop:
         monitor = Monitor(tmp_path_factory.mktemp("monitor"), discord)
         stop.callback(monitor.stop)
-        machines = start_exporters(monitor, stack.settings)
+        machines = start_exporters(monitor, stack.settings, entry.folder / "tls/tls.crt")
         pods = {
             "web": stack.targets["web"],
             "courier": stack.targets["courier"],
             "worker-test": stack.targets["worker"],
         }
-        monitor.start(pods, machines)
+        monitor.start(pods, machines, [f"https://127.0.0.1:{entry.port}/readyz"])
         until(lambda: all_up(monitor), 40, "Prometheus reaches everything")
         yield monitor
 
 
 def all_up(monitor):
     up = {found["metric"]["job"]: found["value"][1] for found in monitor.ask("up")}
-    wanted = {"web", "worker", "courier", "node", "redis", "rabbitmq", "celery-exporter"}
+    wanted = {"web", "worker", "courier", "node", "redis", "rabbitmq", "celery-exporter", "probe"}
     return up.keys() == wanted and set(up.values()) == {"1"}
 
 
@@ -87,6 +102,39 @@ def test_every_query_of_the_dashboards_answers(monitor):
     assert set(here) - with_answer == set()
 
 
+def test_a_certificate_that_ends_is_told_of_while_there_is_time(monitor, entry):
+    told = until(lambda: message(monitor, "TICKET: CertificateExpires", "23h"), 40, "Discord is told")
+    assert f"The certificate of https://127.0.0.1:{entry.port}/readyz" in told["description"]
+
+
+def test_who_comes_through_the_public_address_gets_no_numbers(entry):
+    assert entry.ask("GET", "/metrics")[0] == 404
+
+
+def test_the_commands_of_the_operators_page_do_what_they_are_there_for(stack, lost, monitor):
+    """All of them, in their order, on a deployment with a message in quarantine."""
+    with kombu.Connection(stack.settings["BROKER_URL"]) as connection, connection.Producer() as producer:
+        producer.publish(
+            b"garbage", content_type="text/plain", content_encoding="utf-8", exchange="gen.test", routing_key="gen.test"
+        )
+    until(lambda: message(monitor, "TICKET: QuarantineNotEmpty", "1 in quarantine (message)"), 40, "Discord is told")
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/operations.md").read_text(), re.DOTALL)
+    assert len(blocks) == 7
+    environment = os.environ | stack.settings | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "task": lost["task_id"], "DARKROOM_API_KEY": "",
+        "DARKROOM_URL": stack.url, "PROMETHEUS_URL": f"http://{monitor.prometheus}",
+        "RABBITMQ_MANAGEMENT_URL": GIVEN["RABBITMQ_MANAGEMENT_URL"],
+    }  # fmt: skip
+    ran = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", "".join(blocks).replace("curl -s", "curl -sf")],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    for said in ('"QuarantineNotEmpty"', "unreadable_message", "steady", "maxmemory_human", '"name":"quarantine"'):
+        assert said in ran.stdout, said
+    assert requests.get(f"{stack.url}/admin/quarantine", timeout=10).json()["entries"] == []
+
+
 def test_a_killed_worker_is_told_of_and_its_job_is_done_by_the_next_one_in_the_same_trace(stack, collector, monitor):
     ticket = stack.client.generate("a star", model_version="steady", num_inference_steps=200)
     task_id, worker = ticket["task_id"], stack.running["worker"]
@@ -98,7 +146,7 @@ def test_a_killed_worker_is_told_of_and_its_job_is_done_by_the_next_one_in_the_s
     told = until(lambda: message(monitor, "PAGE: NoWorkerForModel", "steady"), 60, "Discord is told")
     assert "**No worker serves steady**" in told["description"]
     assert "Jobs for it wait in gen.test" in told["description"]
-    assert "What to do: docs/runbook.md#noworkerformodel" in told["description"]
+    assert "What to do: docs/operations.md#noworkerformodel" in told["description"]
 
     stack.running["worker"] = stack.start("worker", METRICS_BIND=stack.targets["worker"])
     task = stack.client.wait(task_id, 90)

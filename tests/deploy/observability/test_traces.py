@@ -1,15 +1,18 @@
 """One trace from the client's request to the picture and the webhook, received by OTLP."""
 
+import collections
+
 import pytest
 import requests
 
 from tests.deploy.observability.conftest import PROMPT
+from tests.deploy.observability.files import load
 from tests.stack import until
 
 pytestmark = [pytest.mark.deploy, pytest.mark.services, pytest.mark.timeout(200)]
 
 SERVER, CLIENT, PRODUCER, CONSUMER = 2, 3, 4, 5
-STEPS = ["job.claim", "job.load_model", "job.inference", "job.upload", "job.finish"]
+STEPS = ["job.claim", "job.wait", "job.load_model", "job.inference", "job.upload", "job.finish"]
 
 
 @pytest.fixture(scope="session")
@@ -37,8 +40,32 @@ def test_every_step_of_a_job_hangs_on_the_clients_own_span(trace):
     assert (sent.parent, sent.kind, sent.service) == (request.id, PRODUCER, "darkroom-web")
     assert (run.parent, run.kind, run.service) == (sent.id, CONSUMER, "darkroom-worker")
     assert attempt.parent == run.id
-    assert {one(trace, name).parent for name in STEPS[1:]} == {attempt.id}
+    assert one(trace, "job.wait").parent == run.id
+    assert {one(trace, name).parent for name in STEPS[2:]} == {attempt.id}
     assert (told.parent, told.kind, told.service) == (request.id, CLIENT, "darkroom-courier")
+
+
+def test_the_wait_in_the_queue_ends_with_the_claim(trace):
+    sent, claim, waited = one(trace, "send gen.test"), one(trace, "job.claim"), one(trace, "job.wait")
+    assert sent.begun - 0.1 < waited.begun <= waited.ended <= claim.ended + 0.1
+
+
+def test_a_job_that_was_lost_and_done_again_is_one_trace(collector, lost):
+    """The attempt that died took its open spans along; what it had done before is there."""
+
+    def complete():
+        spans = {span.id: span for span in collector.trace(lost["trace_id"])}
+        return {"job.finish", "webhook.deliver"} <= {span.name for span in spans.values()} and spans
+
+    spans = until(complete, 15, "the trace is complete")
+    found = collections.Counter(span.name for span in spans.values() if span.kind != CLIENT)
+    # Its first message is of the request that said that the input is there, its second one of the sweep.
+    assert found["send gen.test"] == 2
+    senders = {span.service for span in spans.values() if span.name == "send gen.test"}
+    assert senders == {"darkroom-web", "darkroom-courier"}
+    [attempt] = [span for span in spans.values() if span.name == "job.attempt"]
+    assert attempt.attributes["darkroom.attempt"] == 2
+    assert {"job.fetch_input", *STEPS[2:]} <= {span.name for span in spans.values() if span.parent == attempt.id}
 
 
 def test_commands_to_redis_and_requests_to_the_bucket_are_steps_of_it(trace):
@@ -71,3 +98,22 @@ def test_no_trace_is_begun_by_heartbeats_sweeps_and_probes(stack, collector, tra
     roots = {span.name for span in collector.spans if not span.parent}
     assert {name.partition(" ")[0] for name in roots} <= {"GET", "POST", "DELETE"}
     assert {"GET /healthz", "GET /readyz", "GET /metrics"} & roots == set()
+
+
+# What the image otel/opentelemetry-collector holds of what one would use here; the larger one is called -contrib.
+CORE = {
+    "receivers": {"otlp", "jaeger", "zipkin", "prometheus", "hostmetrics"},
+    "processors": {"batch", "memory_limiter", "attributes", "resource", "span", "filter", "probabilistic_sampler"},
+    "exporters": {"otlp", "otlphttp", "zipkin", "file", "debug"},
+    "extensions": {"health_check", "pprof", "zpages"},
+}
+
+
+def test_the_collector_defines_what_it_uses_and_uses_what_its_image_holds(tmp_path):
+    config = load("traces/collector.yaml")
+    used = {kind: {name for p in config["service"]["pipelines"].values() for name in p.get(kind, ())} for kind in CORE}
+    used["extensions"] = set(config["service"]["extensions"])
+    assert {kind: set(config[kind]) for kind in CORE} == used
+    assert all(used[kind] <= CORE[kind] for kind in CORE)
+    # Memory first, so that nothing is gathered that there is no room for.
+    assert config["service"]["pipelines"]["traces"]["processors"] == ["memory_limiter", "batch"]
