@@ -100,9 +100,12 @@ class Runner:
 
     def _another(self, own: Job) -> bool:
         """Whether there was one more in the line. Who loses one to another worker leaves it at that."""
-        token = secrets.token_hex(8)
-        with tracing.span("job.claim"):
-            claim = self._line.claim(own.queue, token, self._name, self._services.settings.max_attempts)
+        token, began = secrets.token_hex(8), time.monotonic()
+        claim = self._line.claim(own.queue, token, self._name, self._services.settings.max_attempts)
+        if claim.job:
+            # Whose trace it belongs to is known only now.
+            with _trace_of(claim.job, own):
+                tracing.record("job.claim", 0, time.monotonic() - began)
         return self._serve(claim, token, own) not in _NOT_OURS
 
     def _take(self, task_id: str, own: Job) -> Held | Outcome:
@@ -116,7 +119,8 @@ class Runner:
                 with _trace_of(claim.job, own):
                     return self._attempt(claim.job, token, own)
             outcome = self._closed(claim.task_id, claim.verdict)
-            log.info("job.attempt_ended", verdict=told(outcome))
+            if outcome != "empty":
+                log.info("job.attempt_ended", verdict=told(outcome))
         return outcome
 
     @tracing.span("job.claim")
@@ -198,6 +202,7 @@ class Runner:
         job = held.job
         with _trace_of(job, own):
             held.trace_wait()
+            tell = partial(copy_context().run, _tell, held)
         with (
             structlog.contextvars.bound_contextvars(task_id=job.task_id),
             _trace_of(job, own),
@@ -208,7 +213,7 @@ class Runner:
         ):  # fmt: skip
             batch_size = len(made) if job.task_id in made else 1
             return partial(copy_context().run, _end, held, self._pictures(held, made), batch_size)
-        return partial(_tell, held)
+        return tell
 
     def _pictures(self, held: Held, made: Mapping[str, Made]) -> Callable[[], list[Picture]]:
         """Its pictures, which may have to be encoded still."""
