@@ -1,11 +1,22 @@
 """How gunicorn runs the web tier. Every value that a deployment may want to change is a setting (config/README.md)."""
 
+import resource
 from typing import Any
 
 from app import metrics, settings, telemetry
 from app.serving import DrainingWorker
 
 _settings = settings.load()
+
+
+def _files() -> int:
+    """How many files a process may have open, after asking for more: many systems begin with 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 65_536 if hard == resource.RLIM_INFINITY else min(hard, 65_536)
+    if 0 <= soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
+
 
 wsgi_app = "app.web:make()"
 bind = [_settings.web_bind]
@@ -15,8 +26,9 @@ workers = _settings.web_workers
 # waits costs 70 kB, and is made only when a client comes.
 worker_class = DrainingWorker
 threads = _settings.web_threads
-# As many again may stay open between two requests: a proxy's, which it uses for the next client.
-worker_connections = 2 * threads
+# Nine times as many may be open without a thread: a proxy's, between two requests, and those that say nothing, which
+# have a thread for 5 seconds and then cost a file and no more, until `keepalive`.
+worker_connections = min(10 * threads, _files() - 200)
 # Above the longest `?wait=`: a restart lets those who wait have their answer.
 graceful_timeout = 65
 timeout = 90
