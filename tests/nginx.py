@@ -40,7 +40,8 @@ def render(folder, upstreams, https="127.0.0.1:8443", http="127.0.0.1:8080", cha
     """A copy of config/nginx that listens on loopback and asks these `host:port`s."""
     shutil.copytree(CONFIG, folder)
     certificate(folder / "tls")
-    temporary = {"/tmp/": f"{folder}/", "/dev/stdout": f"{folder}/access.log", "/etc/darkroom/": f"{folder}/"}
+    temporary = dict.fromkeys(("/tmp/", "/run/darkroom/", "/etc/darkroom/"), f"{folder}/")
+    temporary |= {"/dev/stdout": f"{folder}/access.log"}
     listens = {"listen 8080": f"listen {http}", "listen 8443": f"listen {https}"}
     servers = "".join(f"server {upstream} max_fails=0;\n" for upstream in upstreams)
     for path in folder.glob("*.conf"):

@@ -10,6 +10,7 @@ import yaml
 from kombu import Exchange
 
 from app.models import load_catalogue
+from app.schemas import TaskQuery
 from app.settings import Settings
 from app.tasks import QUARANTINE, make_celery
 from tests.deploy.programs import HELMS, ROOT, TOOLS, pod_of, rendered, run, tool
@@ -184,13 +185,36 @@ def test_the_applications_settings_can_be_loaded_from_what_a_pod_gets(monkeypatc
         assert loaded.ca_file == "/etc/darkroom/ca/ca.crt"
 
 
-def test_a_web_pod_goes_only_after_its_longest_request():
-    gunicorn = (ROOT / "config/gunicorn.conf.py").read_text()
-    longest = int(re.search(r"^graceful_timeout = (\d+)", gunicorn, re.MULTILINE)[1])
+def seconds_of(path, name):
+    """A number of seconds in a configuration of NGINX or gunicorn."""
+    return int(re.search(rf"^\s*{name}\s*=?\s*(\d+)s?;?", (ROOT / "config" / path).read_text(), re.MULTILINE)[1])
+
+
+def test_who_stops_later_waits_longer_so_that_an_upgrade_drops_no_request():
     pod = pod_of(objects("production")["Deployment", "darkroom-web"])
-    pause = pod["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"]
-    assert pause > web()["readinessProbe"]["periodSeconds"]
-    assert pod["terminationGracePeriodSeconds"] > pause + longest
+    probe, pause = web()["readinessProbe"], web()["lifecycle"]["preStop"]["sleep"]["seconds"]
+    ingress = objects("everything")["Ingress", "darkroom"]["metadata"]["annotations"]
+    times = {
+        "the longest `?wait=`": max(
+            bound.le for bound in TaskQuery.model_fields["wait"].metadata if hasattr(bound, "le")
+        ),
+        "gunicorn lets open requests end": seconds_of("gunicorn.conf.py", "graceful_timeout"),
+        "NGINX lets open requests end": seconds_of("nginx/nginx.conf", "worker_shutdown_timeout"),
+    }
+    assert list(times.values()) == sorted(set(times.values())), times
+    reads = {seconds_of("nginx/limits.conf", "proxy_read_timeout"), read_timeout(ingress)}
+    assert min(reads) > times["gunicorn lets open requests end"]
+    # An idle connection is closed by NGINX first, so that no request meets one that is just being closed.
+    assert seconds_of("nginx/upstream.conf", "keepalive_timeout") < seconds_of("gunicorn.conf.py", "keepalive")
+    # The ingress has learned that the pod goes before it refuses anybody; it is killed with nothing left to answer.
+    assert pause > probe["periodSeconds"]
+    assert pod["terminationGracePeriodSeconds"] > pause + times["gunicorn lets open requests end"]
+    strategy = objects("production")["Deployment", "darkroom-web"]["spec"]["strategy"]["rollingUpdate"]
+    assert strategy == {"maxSurge": 1, "maxUnavailable": 0}
+
+
+def read_timeout(annotations):
+    return next(int(value.rstrip("s")) for name, value in annotations.items() if name.endswith("proxy-read-timeout"))
 
 
 def test_a_worker_pod_has_time_to_finish_or_hand_back():

@@ -128,6 +128,25 @@ def test_a_stopped_role_has_the_time_that_it_may_take(services):
     assert seconds["nginx"] > seconds["web"]
 
 
+def test_the_images_of_others_are_those_of_the_charts():
+    def of_others(path):
+        text = (ROOT / path).read_text()
+        return dict(
+            re.findall(
+                r"image:\s+(?:\$\{\w+:-)?(?:docker\.io/(?:library/)?)?([a-z./-]+):([\w.-]+)\}?$", text, re.MULTILINE
+            )
+        )
+
+    charts = of_others("charts/darkroom/values.yaml") | of_others("charts/observability/values.yaml")
+    here = of_others("compose.yaml")
+    assert {"redis", "rabbitmq", "mher/flower", "danihodovic/celery-exporter", "grafana/grafana"} <= set(here) & set(
+        charts
+    )
+    assert {name: here[name] for name in here if name in charts} == {
+        name: charts[name] for name in charts if name in here
+    }
+
+
 def read_times(services):
     """Compose writes 75 s as 1m15s."""
     for name, service in services.items():

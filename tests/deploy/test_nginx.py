@@ -5,6 +5,7 @@ import http.client
 import json
 import re
 import resource
+import signal
 import socket
 import ssl
 import subprocess
@@ -104,6 +105,18 @@ def test_http_is_redirected_for_good_with_method_and_query_kept(nginx):
     url = f"http://127.0.0.1:{nginx.http_port}/tasks?limit=1"
     answer = requests.post(url, allow_redirects=False, timeout=10)
     assert (answer.status_code, answer.headers["Location"]) == (308, "https://127.0.0.1/tasks?limit=1")
+
+
+def test_http_is_redirected_to_the_port_that_compose_publishes(web, tmp_path):
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    script = services["nginx"]["entrypoint"][-1].replace("$$", "$").replace("/run/darkroom/", f"{tmp_path}/config/")
+    server = Nginx(tmp_path / "config", [web.address])
+    for port, told in (("443", ""), ("8443", ":8443")):
+        subprocess.run(["sh", "-c", script.replace("exec nginx", "exec true")], env={"HTTPS_PORT": port}, check=True)
+        server.process.send_signal(signal.SIGHUP)
+        url, place = f"http://127.0.0.1:{server.http_port}/tasks", f"https://127.0.0.1{told}/tasks"
+        until(lambda: requests.get(url, allow_redirects=False, timeout=10).headers["Location"] == place, 10, place)  # noqa: B023
+    server.stop()
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_1, ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])

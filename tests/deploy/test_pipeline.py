@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -298,6 +299,32 @@ def test_discord_is_told_and_its_address_is_in_no_list_of_processes(script, path
     done = script("notify", 'all "well"', DISCORD_WEBHOOK_URL="https://discord.example/a-secret")
     assert "a-secret" not in "".join(done.notes)
     assert "allowed_mentions" in done.notes[0]
+
+
+# ---- script/check-deploy
+
+
+@pytest.mark.parametrize(
+    ("engine", "good", "said"), [(1, 0, "no Docker engine answers"), (0, 0, "trivy is not"), (1, 1, "")]
+)
+def test_the_check_of_everything_says_what_it_could_not_check(tmp_path, path, engine, good, said):
+    (tmp_path / "script").mkdir()
+    shutil.copy(ROOT / "script/check-deploy", tmp_path / "script")
+    for name, status in (("test", good), ("check-images", 0)):
+        (tmp_path / "script" / name).write_text(
+            f'#!/bin/sh\n[ "$CI" = true ] || [ {name} != test ] || exit 3\nexit {status}\n'
+        )
+        (tmp_path / "script" / name).chmod(0o755)
+    path(docker=f"exit {engine}\n")
+    # Nothing else that this machine may have.
+    for name in ("bash", "sh", "env", "dirname", "basename"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name))
+    environ = {"PATH": f"{tmp_path}/bin", "NOTES": str(tmp_path / "notes")}
+    done = run(tmp_path / "script/check-deploy", env=environ, check=False)
+    assert done.returncode == good
+    assert said in done.stdout.partition("Not checked here:")[2]
+    assert ("- both images and compose.yaml in Docker" in done.stdout) == (engine == 0)
+    assert ("Failed: charts" in done.stderr) == bool(good)
 
 
 # ---- What a GPU machine is made of

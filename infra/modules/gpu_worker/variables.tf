@@ -97,9 +97,9 @@ variable "gpus" {
 }
 
 variable "boot_image" {
-  description = "With NVIDIA's driver, its container toolkit, Docker and gcloud."
+  description = "With NVIDIA's driver (torch with CUDA 13 wants 580), its container toolkit, Docker and gcloud."
   type        = string
-  default     = "projects/deeplearning-platform-release/global/images/family/common-cu124-ubuntu-2204"
+  default     = "projects/deeplearning-platform-release/global/images/family/common-cu129-ubuntu-2204-nvidia-580"
 }
 
 variable "secure_boot" {
