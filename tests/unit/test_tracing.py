@@ -1,5 +1,7 @@
 """Traces: which spans are made, and how a trace goes on over a record."""
 
+import itertools
+
 import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
@@ -7,10 +9,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
-from app import tracing
+from app import generate, tracing
 from app.errors import GpuOutOfMemory
 from app.sampling import NoStrays
-from tests.things import job
+from tests.things import job, runner
+from tests.unit.test_batch import Press
+from tests.unit.test_turns import Painter
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
@@ -73,3 +77,53 @@ def test_a_command_within_a_trace_is_part_of_it(made):
 def test_a_message_names_the_trace_of_its_job():
     described = job(traceparent=PARENT)
     assert type(described).from_message(described.message()).trace_id == "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+WAY = {"job.claim", "job.wait", "job.load_model", "job.attempt", "job.inference", "job.upload", "job.finish"}
+
+
+class Lines:
+    """Takes a module's log: what was said, with the trace that was under way."""
+
+    def __init__(self):
+        self.said = []
+
+    def info(self, event, **_):
+        self.said.append((event, tracing.trace_id()))
+
+
+@pytest.fixture
+def jobs(services):
+    """Two jobs in line, each of a trace of its own."""
+    queued = [job(traceparent=PARENT.replace("4bf9", f"000{number}"), seed=1, seed_drawn=True) for number in (1, 2)]
+    for each in queued:
+        services.jobs.create(each)
+    return queued
+
+
+def steps(made, each):
+    """The names of the spans in this job's trace."""
+    trace_id = each.traceparent.split("-")[1]
+    return [span.name for span in made() if f"{span.context.trace_id:032x}" == trace_id]
+
+
+def test_each_job_of_a_turn_goes_its_whole_way_in_its_own_trace(services, made, jobs, monkeypatch):
+    lines = Lines()
+    monkeypatch.setattr(generate, "log", lines)
+    with tracing.continued(jobs[0].traceparent):
+        runner(services, {"tiny-scenes-1": Painter()}, turn=60).run(jobs[0].message())
+    assert [sorted(steps(made, each)) for each in jobs] == [sorted(WAY)] * 2
+    assert lines.said == [("job.attempt_ended", each.traceparent.split("-")[1]) for each in jobs]
+
+
+def test_jobs_that_are_made_at_once_show_the_one_call_in_each_of_their_traces(services, made, jobs):
+    with tracing.continued(jobs[0].traceparent):
+        runner(services, {"tiny-scenes-1": Press()}).run(jobs[0].message())
+    assert [steps(made, each).count("job.inference") for each in jobs] == [1, 1]
+    assert {s.attributes["darkroom.batch_size"] for s in made() if s.name == "job.inference"} == {2}
+
+
+def test_a_step_that_is_over_keeps_its_times(made):
+    for ago, took in itertools.product((0, 5), (0, 30)):
+        tracing.record("job.wait", ago, took)
+        assert made()[-1].end_time - made()[-1].start_time == pytest.approx(took * 1e9, abs=1000)
