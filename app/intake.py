@@ -27,8 +27,9 @@ from app.errors import (
     UploadExpired,
 )
 from app.jobs import Acceptance, Standing, Terms
+from app.params import Params, resolve
 from app.record import Job, Phase
-from app.schemas import GenerateRequest, Params, resolve
+from app.schemas import GenerateRequest
 from app.services import Services
 from app.storage import SignedUpload, not_ours
 from app.workers import status_among

@@ -25,8 +25,8 @@ from app.errors import (
     TaskExpired,
     TaskNotFound,
 )
+from app.params import Params
 from app.record import TRANSITIONS, Job, Phase, Status, from_record, to_record
-from app.schemas import Params
 
 EVENTS = "jobs:events"
 DISCARDED_TTL = 3600

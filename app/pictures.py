@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from app.errors import InputInvalid
-from app.schemas import Params
+from app.params import Params
 
 # Decoded, a pixel takes up to four bytes, and a picture is copied a few times on its way to the model.
 MAX_PIXELS = 64_000_000

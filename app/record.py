@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from app.schemas import Params
+from app.params import Params
 
 
 class Status(StrEnum):

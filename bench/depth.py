@@ -16,8 +16,8 @@ import click
 from redis import Redis
 
 from app.jobs import JobStore
+from app.params import Params
 from app.record import Job
-from app.schemas import Params
 from bench.rig import (
     NOTHING,
     PROMPT,

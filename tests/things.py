@@ -8,9 +8,9 @@ from PIL import Image
 
 from app.generate import Runner
 from app.line import Line
+from app.params import Params
 from app.quarantine import Quarantine
 from app.record import Job, Phase
-from app.schemas import Params
 from app.services import build
 
 PARAMS = {

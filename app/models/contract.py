@@ -5,8 +5,8 @@ from typing import Protocol
 
 from PIL import Image
 
+from app.params import Params
 from app.previews import Look
-from app.schemas import Params
 
 
 class OnStep(Protocol):

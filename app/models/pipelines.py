@@ -28,8 +28,8 @@ from app.models import devices, sources
 from app.models.contract import Model, OnStep
 from app.models.spec import ModelSpec
 from app.models.viewfinder import Viewfinder
+from app.params import Params
 from app.previews import Look
-from app.schemas import Params
 from app.settings import Settings
 
 log = structlog.get_logger("darkroom.models")

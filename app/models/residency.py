@@ -19,7 +19,7 @@ from app.errors import DeviceLost, GpuOutOfMemory, SafetyBlocked
 from app.models import devices, pipelines, sources
 from app.models.contract import Model, OnStep
 from app.models.spec import ModelSpec
-from app.schemas import Params
+from app.params import Params
 from app.settings import Settings
 from app.workers import ModelState
 

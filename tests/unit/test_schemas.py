@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from app.errors import InvalidRequest
 from app.models import ModelSpec
-from app.schemas import MAX_SEED, GenerateRequest, resolve
+from app.params import resolve
+from app.schemas import MAX_SEED, GenerateRequest
 
 SPEC = ModelSpec(
     model_version="one-1",

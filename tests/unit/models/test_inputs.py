@@ -6,8 +6,9 @@ from app.callers import ANYONE
 from app.errors import InputInvalid, InvalidRequest, NoWorker
 from app.intake import Intake, mask_name
 from app.models import load_catalogue
+from app.params import resolve
 from app.pictures import decode, decode_mask
-from app.schemas import GenerateRequest, resolve
+from app.schemas import GenerateRequest
 from tests.things import picture
 
 
