@@ -4,6 +4,8 @@ import signal
 
 import pytest
 import redis
+from flask import Flask
+from flask.testing import FlaskClient
 
 from app.settings import Settings
 from app.web import create_app
@@ -14,6 +16,20 @@ from tests.things import recording
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KEY = "a key that nobody uses but the tests"
+
+
+class ReadToTheEnd(FlaskClient):
+    """Every answer is read and closed, as gunicorn does it.
+
+    One that is dropped half-way detaches its trace while Python is just setting another one's, which crashes the
+    interpreter: the value that a ContextVar keeps at hand is gone then.
+    """
+
+    def open(self, *args, buffered=True, **options):
+        return super().open(*args, buffered=buffered, **options)
+
+
+Flask.test_client_class = ReadToTheEnd
 
 
 @pytest.fixture(autouse=True)
