@@ -80,7 +80,9 @@ class Intake:
         if job.phase is Phase.QUEUED:
             self._publish_or_undo(job)
         _note(job)
-        return Submission(accepted.job or job, notice=notice, standing=accepted.standing)
+        # Without it the record was made by the same request, whose first answer was lost on its way.
+        recorded = accepted.job or self._services.jobs.get(job.task_id)
+        return Submission(recorded, notice=notice, standing=accepted.standing)
 
     def rerun(self, job: Job, caller: Caller) -> Job:
         """The same job once more, as a new one; raises RequestError."""

@@ -106,11 +106,10 @@ class JobStore:
         header = (terms.ticket, terms.digest, TICKET_TTL, terms.most_queued, terms.most_open, kept)
         fields = [part for pair in to_record(job).items() for part in pair]
         verdict, task_id, *more = self._move("create", job.task_id, *header, *fields)
-        return (
-            Acceptance(verdict, task_id, from_record(task_id, _pairs(more[0])), _standing(*more[1:]))
-            if more
-            else (Acceptance(verdict, task_id))
-        )
+        if not more:
+            return Acceptance(verdict, task_id)
+        record, *standing = more
+        return Acceptance(verdict, task_id, from_record(task_id, _pairs(record)), _standing(*standing))
 
     def earlier(self, terms: Terms) -> Acceptance | None:
         """What became of an earlier request with this idempotency key: `replay` or `reused`; None without one."""

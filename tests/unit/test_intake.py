@@ -50,6 +50,15 @@ def test_an_accepted_job_is_on_record_published_once_and_confirmed(intake, servi
     assert indexes(services.redis, job.task_id) == {"queued:gen.tiny", "deadlines"}
 
 
+def test_a_record_whose_first_answer_was_lost_is_told_as_it_stands(intake, services, published, monkeypatch):
+    create = services.jobs.create
+    monkeypatch.setattr(services.jobs, "create", lambda *asked: create(*asked) and create(*asked))
+    job, _ = submit(intake)
+    assert job.created_at
+    assert services.jobs.get(job.task_id) == job
+    assert [sent.task_id for sent in published] == [job.task_id]
+
+
 def test_the_record_stands_before_the_message_goes_out(services):
     seen = []
     watching = dataclasses.replace(services, publish=lambda job: seen.append(services.jobs.get(job.task_id).phase))
