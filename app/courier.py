@@ -5,8 +5,7 @@ Each index is sorted by time, so that a sweep costs what it moves and not what e
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import structlog
 
@@ -22,6 +21,7 @@ from app.errors import (
     TaskNotFound,
 )
 from app.intake import Intake
+from app.record import Job
 from app.services import Services, build
 from app.settings import Settings
 from app.webhooks import Dispatcher
@@ -83,12 +83,13 @@ class Courier:
         self._services.quarantine.collect()
         metrics.SWEEP.set_to_current_time()
 
-    def _each(self, task_ids: list[str], move: Callable[[str], None]) -> None:
+    def _each(self, task_ids: list[str], move: Callable[[Job], None]) -> None:
         """Do it for each; one job that cannot be moved must not hold up the others, an outage stops the sweep."""
         for task_id in task_ids:
             try:
-                with structlog.contextvars.bound_contextvars(task_id=task_id), self._in_trace(task_id):
-                    move(task_id)
+                job = self._services.jobs.get(task_id)
+                with structlog.contextvars.bound_contextvars(task_id=task_id), tracing.continued(job.traceparent):
+                    move(job)
             except (BrokerUnavailable, StoreUnavailable):
                 raise
             except (ClaimLost, TaskNotFound, TaskExpired):
@@ -96,12 +97,6 @@ class Courier:
                 log.info("sweep.job_moved_meanwhile", task_id=task_id)
             except Exception:
                 log.exception("sweep.job_failed", task_id=task_id)
-
-    @contextmanager
-    def _in_trace(self, task_id: str) -> Iterator[None]:
-        """What is done for a job belongs to its own trace."""
-        with tracing.continued(self._services.jobs.get(task_id).traceparent):
-            yield
 
     def _without_message(self, queue: str) -> list[str]:
         """The oldest jobs of a queue, as many as it has fewer messages than jobs: a broker may lose what it confirmed.
@@ -118,19 +113,18 @@ class Courier:
             log.warning("sweep.messages_lost", queue=queue, messages=missing)
         return waiting[:missing]
 
-    def _overdue(self, task_id: str) -> None:
-        self._services.jobs.fail(task_id, DeadlineExceeded("The job was not done by its deadline."))
+    def _overdue(self, job: Job) -> None:
+        self._services.jobs.fail(job.task_id, DeadlineExceeded("The job was not done by its deadline."))
         metrics.SWEPT.labels("deadline_exceeded").inc()
-        log.info("sweep.deadline_exceeded", task_id=task_id)
+        log.info("sweep.deadline_exceeded", task_id=job.task_id)
 
-    def _lost(self, task_id: str) -> None:
-        if self._services.jobs.requeue(task_id):
+    def _lost(self, job: Job) -> None:
+        if self._services.jobs.requeue(job.task_id):
             metrics.SWEPT.labels("lease_expired").inc()
-            log.warning("sweep.lease_expired", task_id=task_id)
-            self._intake.publish_again(task_id)
+            log.warning("sweep.lease_expired", task_id=job.task_id)
+            self._intake.publish_again(self._services.jobs.get(job.task_id))
 
-    def _waiting(self, task_id: str) -> None:
-        job = self._services.jobs.get(task_id)
+    def _waiting(self, job: Job) -> None:
         if not self._intake.start_if_uploaded(job) and (job.upload_expires_at or 0) <= self._services.jobs.now():
             metrics.SWEPT.labels("upload_expired").inc()
             self._intake.give_up_waiting(job)

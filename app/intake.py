@@ -144,12 +144,11 @@ class Intake:
         """The upload's time is over."""
         self._services.jobs.fail(job.task_id, UploadExpired("No input picture came while the upload_url was good."))
 
-    def publish_again(self, task_id: str) -> None:
+    def publish_again(self, job: Job) -> None:
         """Send a queued job's message once more; a worker that gets it twice finds it claimed."""
-        job = self._services.jobs.get(task_id)
         if job.phase is Phase.QUEUED:
             self._services.publish(job)
-        self._services.jobs.confirm(task_id)
+        self._services.jobs.confirm(job.task_id)
 
     def _prepare(self, request: GenerateRequest, caller: Caller) -> Job:
         catalogue, settings = self._services.catalogue, self._services.settings

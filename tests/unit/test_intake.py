@@ -165,7 +165,7 @@ def test_what_is_no_longer_queued_is_not_published_again_but_confirmed(intake, s
     published.clear()
     services.redis.zadd("jobs:unconfirmed", {job.task_id: 1})
     services.jobs.claim(job.task_id, "t1", "worker-1", 3)
-    intake.publish_again(job.task_id)
+    intake.publish_again(services.jobs.get(job.task_id))
     assert (published, services.jobs.due("unconfirmed")) == ([], [])
 
 
