@@ -6,12 +6,12 @@ hold as they are specified. No attribute holds a prompt.
 """
 
 import time
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry import context, propagate, trace
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from app import __version__
@@ -86,10 +86,8 @@ def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int 
 
     Of an error only its kind is kept: its words may be a model's, and hold the prompt.
     """
-    given = {f"darkroom.{name}": value for name, value in attributes.items() if value is not None}
-    tracer = trace.get_tracer("darkroom", __version__)
-    with tracer.start_as_current_span(
-        name, kind=kind, attributes=given, record_exception=False, set_status_on_exception=False
+    with _tracer().start_as_current_span(
+        name, kind=kind, attributes=_ours(attributes), record_exception=False, set_status_on_exception=False
     ) as current:
         try:
             yield current
@@ -101,9 +99,16 @@ def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int 
 def record(name: str, seconds_ago: float, seconds: float, **attributes: str | int) -> None:
     """A step that is over: it ended so long ago and took so long."""
     ended = time.time_ns() - int(seconds_ago * 1e9)
-    given = {f"darkroom.{name}": value for name, value in attributes.items()}
-    tracer = trace.get_tracer("darkroom", __version__)
-    tracer.start_span(name, start_time=ended - int(seconds * 1e9), attributes=given).end(ended)
+    _tracer().start_span(name, start_time=ended - int(seconds * 1e9), attributes=_ours(attributes)).end(ended)
+
+
+def _tracer() -> Tracer:
+    return trace.get_tracer("darkroom", __version__)
+
+
+def _ours(attributes: Mapping[str, str | int | None]) -> dict[str, str | int]:
+    """Under names of our own, and without those that are not known."""
+    return {f"darkroom.{name}": value for name, value in attributes.items() if value is not None}
 
 
 def failed(reason: str) -> None:
