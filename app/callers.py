@@ -59,7 +59,7 @@ ANYONE = Caller.model_construct(name="anonymous", sha256="", role="operator", ra
 class Callers:
     """All callers of this deployment. Without a file of keys everyone may do everything: on loopback only."""
 
-    def __init__(self, redis: "Redis", path: str = "") -> None:
+    def __init__(self, redis: Redis, path: str = "") -> None:
         self._file = _KeyFile(path) if path else None
         # The address is not looked at: the connections are the ones that the records use, with their time limits.
         storage = RedisStorage("redis://", connection_pool=redis.connection_pool)
@@ -128,7 +128,7 @@ class _KeyFile:
         return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def load_callers(settings: Settings, redis: "Redis") -> Callers:
+def load_callers(settings: Settings, redis: Redis) -> Callers:
     """The callers of API_KEYS_FILE; raises SettingsError that names every mistake in it, or an open door."""
     check_door(settings)
     return Callers(redis, settings.api_keys_file)

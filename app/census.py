@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from redis import Redis
 
-from app.errors import JobError, StoreUnavailable
+from app.errors import JOB_CODES, StoreUnavailable
 from app.jobs import ask
 from app.quarantine import MESSAGES, TASKS
 from app.services import Services
@@ -17,7 +17,7 @@ from app.webhooks import OUTBOX
 from app.workers import WorkerState
 
 # How a job may end, as it is counted.
-ENDS = ("succeeded", *sorted({error.code for error in JobError.__subclasses__()}))
+ENDS = ("succeeded", *JOB_CODES)
 
 
 class Census(Collector):
@@ -88,7 +88,8 @@ class Census(Collector):
             "darkroom_model_workers", "Workers that are ready to serve a model.", labels=["model_version", "queue"]
         )
         for spec in self._services.catalogue.all():
-            count = sum(_serves(worker, spec.model_version, spec.queue) for worker in workers)
+            of_queue = (worker for worker in workers if worker.queue == spec.queue)
+            count = sum(worker.status_of(spec.model_version) == "ready" for worker in of_queue)
             serving.add_metric([spec.model_version, spec.queue], count)
         return [serving, self._by_state(workers)]
 
@@ -128,9 +129,5 @@ class Census(Collector):
         return int(ask(lambda: self._redis.zcount(f"jobs:model:{model_version}", now - 3600, "+inf")))
 
     @property
-    def _redis(self) -> "Redis":
+    def _redis(self) -> Redis:
         return self._services.redis
-
-
-def _serves(worker: WorkerState, model_version: str, queue: str) -> bool:
-    return worker.queue == queue and worker.state == "ready" and model_version in worker.models

@@ -54,7 +54,7 @@ def worker() -> int:
 @main.command()
 @told
 def courier() -> int:
-    """Sweep: find jobs that nobody looks after and move them on."""
+    """Move lost jobs on and deliver webhooks."""
     _observe()
     from app import courier as role
 
@@ -82,7 +82,7 @@ def settings(output: Output) -> int:
 @click.option("--once", is_flag=True, help="Stop after the first picture.")
 @told
 def up(prompt: str, once: bool) -> int:
-    """Run everything on this machine, make one picture, and go on serving until Ctrl-C."""
+    """Run everything on this machine. Makes one picture, and goes on serving until Ctrl-C."""
     from app import up as stack
 
     return stack.main(prompt, once=once)

@@ -76,8 +76,9 @@ def generate(
     client: Client, output: Output, prompt: str, source: Path | None, mask: Path | None, place: Path | None,
     *, force: bool, **wishes: Any,
 ) -> int:  # fmt: skip
-    """Make a picture of PROMPT (`-` reads it from standard input) and save it.
+    """Make a picture and save it.
 
+    PROMPT says what it shows; `-` reads that from standard input.
     Several pictures go to out-0.png, out-1.png and so on, or where {index} stands in the name. Ctrl-C cancels the
     task; a second one leaves at once.
     """
@@ -99,7 +100,7 @@ def generate(
 @answers
 @asks
 def status(client: Client, output: Output, task_id: str) -> int:
-    """Tell how the task is; status 0 whatever that is."""
+    """Tell how a task is. The exit status is 0 whatever that is."""
     task = client.task(task_id)
     output.result(task, _sentence(task))
     return DONE
@@ -112,7 +113,7 @@ def status(client: Client, output: Output, task_id: str) -> int:
 @answers
 @asks
 def wait(client: Client, output: Output, task_id: str, place: Path | None, *, force: bool) -> int:
-    """Wait until the task is done, and save its pictures if -o says where. Ctrl-C leaves the task alone."""
+    """Wait for a task. With -o its pictures are saved; Ctrl-C leaves the task alone."""
     task = develop(client, output, task_id)
     return _conclude(client, output, task, Targets(place, "", force=force) if place else None)
 
@@ -122,7 +123,7 @@ def wait(client: Client, output: Output, task_id: str, place: Path | None, *, fo
 @answers
 @asks
 def cancel(client: Client, output: Output, task_id: str) -> int:
-    """End a task: a queued one at once, a running one at its next step. A finished one stays as it is."""
+    """End a task. A queued one ends at once, a running one at its next step; a finished one stays as it is."""
     task = client.cancel(task_id)
     output.result(task, _sentence(task))
     return DONE
@@ -133,7 +134,7 @@ def cancel(client: Client, output: Output, task_id: str) -> int:
 @answers
 @asks
 def rerun(client: Client, output: Output, task_id: str) -> int:
-    """Run the task once more with the same seed; prints the new task's id."""
+    """Run a task again with the same seed. Prints the new task's id."""
     task = client.rerun(task_id)
     output.result(task, task["task_id"])
     return DONE
@@ -158,7 +159,7 @@ def list_tasks(client: Client, output: Output, limit: int, **filters: str | None
 @json_option
 @click.pass_context
 def models(context: click.Context, *, as_json: bool) -> None:
-    """List the deployment's models; `list` and `prefetch` look at this machine's."""
+    """List the deployment's models. `list` and `prefetch` look at this machine's."""
     if context.invoked_subcommand is None:
         _list_models(as_json=as_json)
 

@@ -37,7 +37,7 @@ class Finding:
 @click.command()
 @answers
 def doctor(output: Output) -> int:
-    """Check the settings and connections of this machine; status 1 when one of them fails."""
+    """Check settings and connections. The exit status is 1 when one of them fails."""
     findings = [*_of_the_client(), *_of_the_service()]
     for finding in findings if not output.as_json else []:
         click.echo(_line(finding))

@@ -2,7 +2,7 @@
 
     DarkroomError
     ├── SettingsError             the environment or the catalogue is wrong; the process does not start
-    ├── InvalidTransition         a move that the table in jobs.py does not allow: a mistake in our code
+    ├── InvalidTransition         a move that the table in record.py does not allow: a mistake in our code
     ├── ClaimLost                 someone else holds the job now, or it is over: stop work, write nothing
     ├── DeviceLost                the GPU failed: the process ends, another one runs the job
     ├── EgressError               a webhook's receiver was not reached, or did not answer as it should
@@ -21,7 +21,7 @@
         └── Internal
 
 Each class carries its `code` (a word of the HTTP contract), HTTP `status`, `title`, and whether the same
-request may succeed later (`retryable`).
+request may succeed later (`retryable`). docs/errors.md tells clients of each code.
 """
 
 import json
@@ -37,7 +37,7 @@ class SettingsError(DarkroomError):
 
 
 class InvalidTransition(DarkroomError):
-    """A job was asked to make a move that `jobs.TRANSITIONS` does not hold."""
+    """A job was asked to make a move that `record.TRANSITIONS` does not hold."""
 
 
 class ClaimLost(DarkroomError):
@@ -234,3 +234,12 @@ class SafetyBlocked(JobError):
 
 class Internal(JobError):
     code, retryable = "internal", True
+
+
+# What HTTP itself refuses, before a request is understood, by its status.
+HTTP_CODES = {403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "content_too_large",
+              415: "unsupported_media_type"}  # fmt: skip
+
+# Every word that the `code` of a problem document may be, and that of a task's `error`.
+REFUSAL_CODES = sorted({*HTTP_CODES.values(), RequestError.code, *(cls.code for cls in RequestError.__subclasses__())})
+JOB_CODES = sorted({cls.code for cls in JobError.__subclasses__()})

@@ -93,7 +93,7 @@ class Acceptance:
 class JobStore:
     """Jobs on Redis. Every method raises StoreUnavailable when Redis does not answer."""
 
-    def __init__(self, redis: "Redis", *, result_ttl: int, lease: float) -> None:
+    def __init__(self, redis: Redis, *, result_ttl: int, lease: float) -> None:
         self._redis = redis
         self._result_ttl = result_ttl
         self._lease = lease

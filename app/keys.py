@@ -128,7 +128,7 @@ def keys() -> None:
 @_file
 @answers
 def new(output: Output, path: Path | None, name: str, **terms: Any) -> int:
-    """Make a key for NAME and print it, once; its hash goes into API_KEYS_FILE."""
+    """Make a key for NAME. It is printed this once; its hash goes into API_KEYS_FILE."""
     key, caller = new_key(name, **terms)
     if path:
         add(path, caller)
@@ -156,7 +156,7 @@ def list_(output: Output, path: Path | None) -> int:
 @_file
 @answers
 def revoke_(output: Output, path: Path | None, name: str) -> int:
-    """Revoke NAME's key; a running web tier heeds that within about a second."""
+    """Revoke NAME's key. A running web tier heeds that within about a second."""
     revoke(_needed(path), name)
     output.result({"revoked": name}, f"{name} is revoked.")
     return 0

@@ -9,7 +9,7 @@ from app.console import DONE, Output, answers
 
 @click.group()
 def quarantine() -> None:
-    """For an operator: tasks that killed their workers, and messages that nobody can read."""
+    """Look after what was given up on. Tasks that killed their workers, and messages that nobody can read."""
 
 
 @quarantine.command("list")
@@ -28,7 +28,7 @@ def list_entries(client: Client, output: Output) -> int:
 @answers
 @asks
 def requeue(client: Client, output: Output, entry_id: str) -> int:
-    """Run it again: a task as a new one, whose id is printed; a message goes back into its queue."""
+    """Run it again. A task is run as a new one, whose id is printed; a message goes back into its queue."""
     requeued = client.requeue(entry_id)
     output.result(requeued, requeued["task_id"] or entry_id)
     return DONE

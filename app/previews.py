@@ -35,7 +35,7 @@ ASKED_SECONDS = 15
 class Previews:
     """Who asks for previews, and the way that these take. Raises StoreUnavailable when Redis does not answer."""
 
-    def __init__(self, redis: "Redis") -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
 
     def ask_for(self, task_id: str) -> None:

@@ -11,16 +11,12 @@ from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException
 
 from app import tracing
-from app.errors import InvalidRequest, RequestError
+from app.errors import HTTP_CODES, InvalidRequest, RequestError
 from app.schemas import FieldError, Problem
 
 log = structlog.get_logger("darkroom.web")
 
 RETRY_AFTER = 5
-
-# Refusals that are made before a request is understood.
-_CODES = {403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "content_too_large",
-          415: "unsupported_media_type"}  # fmt: skip
 
 
 def register(app: Flask) -> None:
@@ -81,7 +77,7 @@ def of_the_server(status: int, title: str) -> bytes:
 
 
 def _code(status: int) -> str:
-    return _CODES.get(status, "invalid_request" if status < 500 else "internal")
+    return HTTP_CODES.get(status, "invalid_request" if status < 500 else "internal")
 
 
 def _fault(error: Exception) -> Response:

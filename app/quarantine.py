@@ -44,7 +44,7 @@ class Entry:
 class Quarantine:
     """The shelf of what was given up on. Every method raises StoreUnavailable."""
 
-    def __init__(self, redis: "Redis", jobs: JobStore, broker: Broker, seconds: int) -> None:
+    def __init__(self, redis: Redis, jobs: JobStore, broker: Broker, seconds: int) -> None:
         self._redis = redis
         self._jobs = jobs
         self._broker = broker

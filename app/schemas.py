@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from app.errors import JOB_CODES, REFUSAL_CODES
+
 MAX_SEED = 2**32 - 1
 
 # C0 controls but tab, newline and carriage return: they are in no prompt that a person wrote, and PNG text
@@ -127,7 +129,9 @@ class Progress(_Answer):
 
 
 class TaskError(_Answer):
-    code: str
+    """Why a task FAILED: `code` is the word to program against; `message` is for people."""
+
+    code: Annotated[str, Field(json_schema_extra={"enum": list(JOB_CODES)})]
     message: str
     retryable: bool
 
@@ -309,6 +313,6 @@ class Problem(_Answer):
     status: int
     detail: str
     instance: str
-    code: str
+    code: Annotated[str, Field(json_schema_extra={"enum": list(REFUSAL_CODES)})]
     trace_id: str | None
     errors: list[FieldError]

@@ -77,7 +77,7 @@ def build(settings: Settings, role: Role) -> Services:
     )
 
 
-def make_redis(settings: Settings, role: Role) -> "Redis":
+def make_redis(settings: Settings, role: Role) -> Redis:
     """A client that gives up at once where people wait, and never in a worker, whose job would be lost."""
     options: dict[str, Any] = {"decode_responses": True, "socket_connect_timeout": 1, "health_check_interval": 30}
     if role == "worker":

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app import problems
+from app.callers import check_door
 from app.client import Client
 from app.errors import DarkroomError
 from app.schemas import GenerateRequest
@@ -33,7 +34,6 @@ from app.settings import CONFIG, load, load_client
 ROOT = CONFIG.parent
 VAR = ROOT / "var" / "up"
 START_SECONDS = 300
-PICTURE_SECONDS = 300
 NEEDED_BYTES = 100_000_000
 
 
@@ -174,7 +174,7 @@ def _environment() -> dict[str, str]:
     }
     os.environ.update({**defaults, **given})
     # All mistakes together and at once, and not one by one in the processes' logs.
-    load()
+    check_door(load())
     return dict(os.environ)
 
 
@@ -228,7 +228,8 @@ def _free_port() -> int:
 
 def _last_words(program: str) -> str:
     lines = (VAR / "logs" / f"{program}.log").read_text(errors="replace").strip().splitlines()
-    return f"{lines[-1] if lines else 'it said nothing'} (all of it is in {VAR / 'logs' / program}.log)"
+    last = lines[-1].removeprefix("darkroom: ") if lines else "it said nothing"
+    return f"{last} (all of it is in {VAR / 'logs' / program}.log)"
 
 
 def _disk_full() -> str:
@@ -271,9 +272,9 @@ def _follow(stack: Stack, prompt: str, console: Console) -> dict[str, Any]:
 
 
 _NEXT = """
-Darkroom is serving on {url}. Try next:
+Darkroom is serving: open {url} in a browser ({url}/docs is the reference), or in another terminal, here:
+  .venv/bin/python -m app generate "a yellow star on a green background"
   curl -s {url}/generate -H 'Content-Type: application/json' -d '{{"prompt": "a yellow star on a green background"}}'
-  open {url}/docs in a browser
 Logs are in {logs}. Ctrl-C stops everything."""
 
 

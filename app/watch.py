@@ -43,7 +43,7 @@ class Event:
 class Watch:
     """Hands what is told about a job to those who wait for it."""
 
-    def __init__(self, redis: "Redis") -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._previews = Previews(redis)
         self._inboxes: defaultdict[str, set[Inbox]] = defaultdict(set)

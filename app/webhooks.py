@@ -128,7 +128,7 @@ class Claim:
 class Outbox:
     """What is still to be delivered. Every method raises StoreUnavailable when Redis does not answer."""
 
-    def __init__(self, redis: "Redis", *, timeout: float) -> None:
+    def __init__(self, redis: Redis, *, timeout: float) -> None:
         self._redis = redis
         self._timeout = timeout
         self._script = redis.register_script(resources.files("app").joinpath("webhooks.lua").read_text())

@@ -68,7 +68,7 @@ class WorkerRegistry:
     Every method raises StoreUnavailable when Redis does not answer.
     """
 
-    def __init__(self, redis: "Redis") -> None:
+    def __init__(self, redis: Redis) -> None:
         self._redis = redis
         self._read: list[WorkerState] = []
         self._read_at = -math.inf
@@ -99,10 +99,6 @@ class WorkerRegistry:
         if gone:
             ask(lambda: self._redis.hdel(_KEY, *gone))
         return [_parse(entry) for name, entry in entries.items() if name not in gone]
-
-    def serving(self) -> set[str]:
-        """Every model_version that some worker is ready to serve now."""
-        return {version for worker in self.all() if worker.state == "ready" for version in worker.models}
 
     def ready_on(self, queue: str) -> int:
         """How many workers take jobs from this queue now."""

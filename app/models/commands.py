@@ -21,7 +21,7 @@ def models() -> None:
 @click.option("--digests", is_flag=True, help="Read the weights and tell their digest, for `weights_sha256`.")
 @answers
 def list_models(output: Output, *, digests: bool) -> int:
-    """List each model, its queue, its licence, and whether its files are here."""
+    """List the models of the catalogue. Each with its queue, its licence, and whether its files are here."""
     settings, catalogue = _read()
     found = [_described(spec, settings, digests=digests) for spec in catalogue.all()]
     names = ["model_version", "queue", "state", "licence", *(["weights_sha256"] if digests else [])]
@@ -35,7 +35,10 @@ def list_models(output: Output, *, digests: bool) -> int:
 @click.option("--device", default="", help="Fetch what this kind of device loads: cuda, mps or cpu. Default: DEVICE.")
 @answers
 def prefetch(output: Output, model_versions: tuple[str, ...], device: str) -> int:
-    """Fetch models, or check those that are here; without a name those of WORKER_QUEUE. Status 1 when one fails."""
+    """Fetch models to this machine.
+
+    Those that are here are checked; without a name those of WORKER_QUEUE. Status 1 when one fails.
+    """
     settings, catalogue = _read()
     chosen = [catalogue.get(name) for name in model_versions] or _served(settings, catalogue)
     brought = []

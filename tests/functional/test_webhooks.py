@@ -5,6 +5,7 @@ import contextlib
 import http.server
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import pytest
 import requests
 from standardwebhooks import Webhook
 
+from app import settings
 from tests.backends import embedded, valkey
 from tests.stack import ROOT, Stack, free_port, until
 
@@ -228,12 +230,18 @@ def test_everything_may_be_restarted_before_a_delivery(tmp_path, receiver):
 
 def test_the_receiver_of_the_documentation_works(stack, receiver, tmp_path):
     page = (ROOT / "docs/webhooks.md").read_text()
-    source = tmp_path / "receiver.py"
-    source.write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    (tmp_path / "receiver.py").write_text(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1])
+    commands = re.search(r"```sh\n(.*?)```", page, re.DOTALL)[1]
+    check_secret(commands.splitlines()[0])
     receiver.stop()
-    environment = {**os.environ, "WEBHOOK_SECRET": SECRET, "PORT": str(receiver.port)}
+    # The stack runs already, with a secret of its own.
+    script = commands.replace(".venv/bin/python", sys.executable).replace("script/server", "wait")
+    script = re.sub(r'"whsec_.*?\)"', SECRET, script)
     log = tmp_path / "receiver.log"
-    with log.open("wb") as out, subprocess.Popen([sys.executable, source], env=environment, stdout=out) as process:
+    with log.open("wb") as out, subprocess.Popen(
+        ["bash", "-euc", script], env={**os.environ, "PORT": str(receiver.port)}, stdout=out, cwd=tmp_path,
+        start_new_session=True,
+    ) as process:  # fmt: skip
         try:
             task_id = generate(stack, receiver)
             until(lambda: f"task.completed {task_id} SUCCEEDED" in log.read_text(), 30, "it prints what it is told")
@@ -244,7 +252,14 @@ def test_the_receiver_of_the_documentation_works(stack, receiver, tmp_path):
             forged = requests.post(receiver.url, json={}, timeout=10, headers={"webhook-id": "1"})
             assert forged.status_code == 401
         finally:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
+
+
+def check_secret(export):
+    """Whether what the page makes is a secret; raises SettingsError."""
+    script = f'{export}; printf %s "$WEBHOOK_SECRET"'
+    made = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True).stdout
+    assert settings.load(signing_key="k" * 32, webhook_secret=made).webhook_secret.get_secret_value()
 
 
 def test_no_log_of_any_process_holds_the_query_of_a_webhook(stack, receiver):

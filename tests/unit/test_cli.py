@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 
+import click
 import pytest
 import yaml
 
@@ -29,6 +30,13 @@ def test_help_names_each_role_with_a_sentence():
     for role in ROLES:
         [line] = [line for line in told.stdout.splitlines() if line.split()[:1] == [role]]
         assert len(line.split()) > 3
+
+
+def test_the_help_tells_of_each_command_in_a_whole_sentence():
+    groups = [cli.main, *(command for command in cli.main.commands.values() if isinstance(command, click.Group))]
+    told = [command.get_short_help_str(60) for group in groups for command in group.commands.values()]
+    assert len(told) > 20
+    assert [line for line in told if not line.endswith(".") or line.endswith("...")] == []
 
 
 def test_no_command_shows_the_help_and_an_unknown_one_is_refused():

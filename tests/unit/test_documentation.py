@@ -17,21 +17,17 @@ def test_the_table_of_settings_is_the_one_in_the_code():
     assert settings.table() in (ROOT / "config/README.md").read_text()
 
 
-PAGES = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "config/README.md",
-    "docs/cli.md",
-    "docs/cloud.md",
-    "docs/deploy.md",
-    "docs/jobs.md",
-    "docs/models.md",
-    "docs/observability.md",
-    "docs/performance.md",
-    "docs/operations.md",
-    "docs/security.md",
-    "docs/webhooks.md",
-]
+PAGES = sorted(
+    str(page.relative_to(ROOT))
+    for folder in (".", "docs", "config", "app/models/tiny_scenes")
+    for page in (ROOT / folder).glob("*.md")
+)
+
+
+def test_the_readme_leads_to_every_page():
+    readme = (ROOT / "README.md").read_text()
+    assert len(PAGES) > 12
+    assert [page for page in PAGES if page != "README.md" and f"]({page})" not in readme] == []
 
 
 @pytest.mark.parametrize("page", PAGES)

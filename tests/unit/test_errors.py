@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,14 +11,8 @@ from app.errors import DarkroomError, JobError, RequestError
 
 CLASSES = {name: cls for name, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, DarkroomError)}
 
-# The words of the HTTP contract that a client programs against.
-WORDS = {
-    "invalid_request", "unknown_model_version", "idempotency_key_reuse", "idempotency_conflict", "rate_limited",
-    "quota_exceeded", "queue_full", "broker_unavailable", "store_unavailable", "task_not_found", "task_expired",
-    "input_missing", "input_invalid", "upload_expired", "canceled", "deadline_exceeded", "gpu_out_of_memory",
-    "worker_lost", "attempts_exhausted", "model_load_failed", "safety_blocked", "storage_failed", "internal",
-    "not_ready", "no_worker", "webhook_not_found", "entry_not_found", "not_requeuable", "unauthorized", "forbidden",
-}  # fmt: skip
+PAGE = (Path(__file__).parents[2] / "docs/errors.md").read_text()
+NGINX = (Path(__file__).parents[2] / "config/nginx/problems.conf").read_text()
 
 
 def drawn():
@@ -39,10 +34,38 @@ def test_the_drawing_shows_who_descends_from_whom():
         assert depth == 0 or CLASSES[name].__base__.__name__ == parents[depth - 1], name
 
 
-@pytest.mark.parametrize("cls", [c for c in CLASSES.values() if issubclass(c, (RequestError, JobError))])
-def test_an_error_that_clients_meet_has_a_word_of_the_contract(cls):
-    assert cls.code in WORDS
-    assert isinstance(cls.retryable, bool)
+def leaves(root):
+    return [cls for cls in CLASSES.values() if issubclass(cls, root) and cls is not root]
+
+
+REFUSALS = {
+    *((cls.status, cls.code, cls.retryable) for cls in leaves(RequestError)),
+    *((status, code, False) for status, code in (*errors.HTTP_CODES.items(), (500, RequestError.code))),
+}
+
+
+def test_clients_can_read_what_each_refusal_means_and_whether_to_ask_again():
+    rows = re.findall(r"^\| (\d+) \| `(\w+)` \| (yes|no) \| \S.* \|$", PAGE, re.MULTILINE)
+    assert sorted((int(status), code, again == "yes") for status, code, again in rows) == sorted(REFUSALS)
+
+
+def test_clients_can_read_why_a_task_failed_and_whether_another_one_may_succeed():
+    rows = re.findall(r"^\| `(\w+)` \| (yes|no) \| \S.* \|$", PAGE, re.MULTILINE)
+    assert sorted(rows) == sorted((cls.code, "yes" if cls.retryable else "no") for cls in leaves(JobError))
+
+
+def test_the_served_document_names_every_word(client):
+    schemas = client.get("/openapi.json").json["components"]["schemas"]
+    assert set(schemas["Problem"]["properties"]["code"]["enum"]) == {code for _, code, _ in REFUSALS}
+    assert set(schemas["TaskError"]["properties"]["code"]["enum"]) == {cls.code for cls in leaves(JobError)}
+
+
+def test_nginx_says_what_the_web_tier_would_say():
+    said = {(int(status), code) for status, code in re.findall(r'"status":(\d+),.*?"code":"(\w+)"', NGINX)}
+    # These the web tier has no error of its own for.
+    assert said - {(status, code) for status, code, _ in REFUSALS} == {
+        (414, "invalid_request"), (502, "internal"), (504, "internal")
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("cls", [c for c in CLASSES.values() if issubclass(c, RequestError) and c is not RequestError])

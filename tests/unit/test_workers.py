@@ -34,13 +34,6 @@ def test_the_last_word_of_a_worker_counts(registry):
     assert registry.all() == [ANN]
 
 
-def test_what_is_served_is_what_ready_workers_serve(registry):
-    registry.announce(ANN)
-    registry.announce(replace(ANN, name="bob", state="loading", models=("three-1",)))
-    registry.announce(replace(ANN, name="eve", state="failed", models=("four-1",), reason="no memory"))
-    assert registry.serving() == {"one-1", "two-1"}
-
-
 def test_a_silent_worker_is_gone_and_forgotten(registry, services):
     registry.announce(ANN)
     registry.announce(replace(ANN, name="bob"))
@@ -54,11 +47,11 @@ def test_a_worker_that_leaves_is_gone(registry):
     registry.announce(ANN)
     registry.leave("ann")
     registry.leave("ann")
-    assert (registry.get("ann"), registry.all(), registry.serving()) == (None, [], set())
+    assert (registry.get("ann"), registry.all()) == (None, [])
 
 
 def test_a_store_that_does_not_answer_is_told_as_such(settings):
     away = WorkerRegistry(make_redis(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}), "web"))
-    for ask in (away.all, away.serving, lambda: away.get("ann"), lambda: away.announce(ANN), lambda: away.leave("ann")):
+    for ask in (away.all, lambda: away.get("ann"), lambda: away.announce(ANN), lambda: away.leave("ann")):
         with pytest.raises(StoreUnavailable):
             ask()
