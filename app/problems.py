@@ -8,7 +8,7 @@ from flask import Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 
 from app import tracing
 from app.errors import HTTP_CODES, InvalidRequest, RequestError
@@ -55,7 +55,9 @@ def _refused(error: RequestError) -> Response:
 
 def _http(error: HTTPException) -> Response:
     status = error.code or 500
-    answer = _answer(status, _code(status), error.name, error.description or "")
+    # The library's own words on an address tell of typing, and a program asked.
+    detail = "There is nothing here." if error.description == NotFound.description else error.description or ""
+    answer = _answer(status, _code(status), error.name, detail)
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             answer.headers[name] = value

@@ -36,6 +36,33 @@ def test_every_link_leads_somewhere(page):
     assert [link for link in links if "://" not in link and not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
+# Who runs the shell commands of a page; where nobody does, the words by which the page says so.
+RUN = {
+    "README.md": "tests/functional/test_server.py",
+    "docs/cli.md": "tests/functional/test_cli.py",
+    "docs/models.md": "tests/functional/test_server.py",
+    "docs/operations.md": "tests/deploy/observability/test_on_the_running_stack.py",
+    "docs/webhooks.md": "tests/functional/test_webhooks.py",
+}
+NOT_RUN = {
+    "CONTRIBUTING.md": "How to change it",
+    "docs/cloud.md": "What was never run",
+    "docs/deploy.md": "`script/check-images` builds both images, brings",
+    "docs/performance.md": "written by python -m bench.all",
+    "docs/scale.md": "It is reckoned, not run",
+}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_shell_commands_are_run_by_a_test_or_the_page_says_what_they_are(page):
+    text = (ROOT / page).read_text()
+    assert (re.search(r"^ *```sh$", text, re.MULTILINE) is not None) == (page in RUN or page in NOT_RUN)
+    if page in RUN:
+        assert page in (ROOT / RUN[page]).read_text()
+    else:
+        assert NOT_RUN.get(page, "") in text
+
+
 def test_the_page_of_models_has_the_catalogues_table():
     rows = re.findall(r"^\| `([^`]+)` \| `([^`]+)` \| ([^|]+) \|$", (ROOT / "docs/models.md").read_text(), re.MULTILINE)
     catalogue = load_catalogue(str(ROOT / "config/models.yaml")).all()

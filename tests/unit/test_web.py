@@ -383,6 +383,10 @@ def test_an_unknown_path_is_a_problem_document_too(client, path):
     assert_problem(client.get(path), 404, "not_found")
 
 
+def test_an_unknown_address_is_told_in_words_of_our_own(client):
+    assert client.get("/nope").json["detail"] == "There is nothing here."
+
+
 def test_a_wrong_method_is_refused_and_told_which_are_right(client):
     answer = client.delete("/generate")
     assert_problem(answer, 405, "method_not_allowed")
