@@ -1,7 +1,6 @@
-"""docs/cloud.md: what it names is there, and its tables are right."""
+"""docs/cloud.md: its tables are right."""
 
 import math
-import os
 import re
 
 import pytest
@@ -10,14 +9,6 @@ import yaml
 from tests.deploy.programs import ROOT
 
 PAGE = (ROOT / "docs/cloud.md").read_text()
-
-
-def test_every_script_and_file_that_it_names_is_there():
-    scripts = set(re.findall(r"\b(?:infra/ci|script)/[\w-]+", PAGE)) - {"infra/ci"}
-    assert len(scripts) > 5
-    assert [script for script in scripts if not os.access(ROOT / script, os.X_OK)] == []
-    files = set(re.findall(r"\b(?:charts|infra)/[\w/.-]+\.\w+", PAGE))
-    assert [file for file in files if not (ROOT / file).exists()] == []
 
 
 def cells(heading):

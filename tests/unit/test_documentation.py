@@ -75,17 +75,71 @@ def test_every_module_has_its_place_in_the_picture_of_the_house():
     assert sorted(name for name in modules if name not in picture) == []
 
 
-def test_the_readme_names_only_roles_that_there_are():
-    roles = set(re.findall(r"python -m app (\w+)", (ROOT / "README.md").read_text()))
+def written(pattern, *pages):
+    return set(re.findall(pattern, "\n".join((ROOT / page).read_text() for page in pages), re.MULTILINE))
+
+
+def read(*patterns):
+    """The text of the files that match these patterns, as the code of the project."""
+    return "\n".join(path.read_text() for pattern in patterns for path in ROOT.glob(pattern) if path.is_file())
+
+
+def test_the_pages_name_only_commands_that_there_are():
+    commands = written(r"python -m app (\w+)", *PAGES)
     told = subprocess.run([sys.executable, "-m", "app", "--help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert roles
-    assert [role for role in roles if f"\n  {role} " not in told.stdout] == []
+    assert commands >= {"web", "worker", "courier"}
+    assert sorted(command for command in commands if f"\n  {command} " not in told.stdout) == []
 
 
-def test_the_readme_names_only_scripts_that_can_be_run():
-    scripts = set(re.findall(r"^script/\S+", (ROOT / "README.md").read_text(), re.MULTILINE))
-    assert scripts >= {"script/server", "script/test"}
-    assert [script for script in scripts if not (ROOT / script).stat().st_mode & 0o111] == []
+def test_the_pages_name_only_scripts_and_files_that_there_are():
+    scripts = written(r"\b(?:infra/ci|script)/[\w-]+", *PAGES)
+    assert scripts >= {"script/server", "script/test", "infra/ci/deploy-web"}
+    assert sorted(script for script in scripts if not (ROOT / script).stat().st_mode & 0o111) == []
+    files = written(r"\b(?:app|bench|charts|config|infra|tests)/[\w/.-]+\.\w+", *PAGES)
+    assert sorted(file for file in files if not (ROOT / file).exists()) == []
+
+
+# What a standard or the reader's own shell knows, and Darkroom does not.
+OTHERS_NAMES = {"HF_TOKEN", "KIBANA_URL", "OTEL_TRACES_SAMPLER_ARG", "PROMETHEUS_URL", "SSL_CERT_FILE", "STATE_BUCKET"}
+
+
+def test_the_pages_name_only_settings_and_variables_that_something_reads():
+    names = written(r"\b[A-Z]+(?:_[A-Z]+)+\b", *PAGES) - OTHERS_NAMES
+    code = read(
+        "app/**/*.py",
+        "bench/*.py",
+        "tests/services/*.py",
+        "compose.yaml",
+        "script/*",
+        "infra/ci/*",
+        "infra/**/*.tf",
+        "Dockerfile.*",
+    )
+    known = set(re.findall(r"\b[A-Z]+(?:_[A-Z]+)+\b", code)) | {str(row["name"]) for row in settings.rows()}
+    assert len(names) > 50
+    assert sorted(names - known) == []
+
+
+def test_each_script_of_a_pipeline_reads_the_variables_that_the_page_sets_for_it():
+    setting = r"[A-Z_]+=(?:\"[^\"]*\"|\S+) "
+    calls = re.findall(rf"((?:\b{setting})+)(infra/ci/[\w-]+)", (ROOT / "docs/cloud.md").read_text())
+    assert {script for _, script in calls} >= {"infra/ci/deploy-web", "infra/ci/cluster-secrets", "infra/ci/smoke"}
+    for given, script in calls:
+        asked = set(re.findall(r"\$\{?([A-Z_]+)", read(script, "infra/ci/common.sh")))
+        assert set(re.findall(r"\b([A-Z_]+)=", given)) <= asked, script
+
+
+def test_the_outputs_of_terraform_that_the_page_names_are_those_of_both_roots():
+    named = written(r"(?:output -json |output `)(\w+)", "docs/cloud.md")
+    assert named == {"helm_values", "name_servers"}
+    for root in ("dev", "prod"):
+        assert named <= set(re.findall(r'^output "(\w+)"', read(f"infra/envs/{root}/*.tf"), re.MULTILINE))
+
+
+def test_the_pages_name_only_metrics_that_are_told():
+    metrics = written(r"\bdarkroom_[a-z_]+\b", *PAGES)
+    assert metrics
+    assert sorted(name for name in metrics if f'"{name}"' not in read("app/metrics.py")) == []
 
 
 def test_operators_read_no_command_that_was_never_run_without_being_told_so():

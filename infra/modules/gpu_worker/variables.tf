@@ -165,6 +165,6 @@ variable "helper_images" {
     node-exporter = "quay.io/prometheus/node-exporter:v1.9.1"
     dcgm          = "nvcr.io/nvidia/k8s/dcgm-exporter:4.2.3-4.1.3-ubuntu22.04"
     collector     = "docker.io/otel/opentelemetry-collector:0.128.0"
-    filebeat      = "docker.elastic.co/beats/filebeat:8.18.2"
+    filebeat      = "docker.elastic.co/beats/filebeat:8.18.4"
   }
 }
