@@ -4,10 +4,13 @@
     python -m bench.all --quick
 
 On an idle machine of two cores this takes about a quarter of an hour. `--quick` takes a few minutes, to see that
-everything works. What fails is left out of the results, and makes the command fail once the others are done.
+everything works. What fails is left out of the results, and makes the command fail once the others are done. With
+`--only` the others' results stay as they are on the page, and the page says which were taken apart from them.
 """
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -48,7 +51,8 @@ def main(*, on: str, quick: bool, only: tuple[str, ...], file: Path | None) -> N
     document = {"machine": here, "on": on, "quick": quick, "benchmarks": told}
     if file:
         file.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    PAGE.write_text(replaced(PAGE.read_text(encoding="utf-8"), results(document)), encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(replaced(page, merged(page, document) if only else results(document)), encoding="utf-8")
     if failed := ran.keys() - told.keys():
         raise click.ClickException(f"failed: {', '.join(sorted(failed))}")
 
@@ -70,14 +74,53 @@ def run(name: str, on: str, options: list[str]) -> dict[str, Any] | None:
 
 def results(document: dict[str, Any]) -> str:
     """The machine and a table, as Markdown."""
+    head = [f"{circumstances(document)}.", "", line(["", *COLUMNS]), line(["---"] * (len(COLUMNS) + 1))]
+    return "\n".join([*head, *itertools.chain(*rows(document).values())]) + "\n"
+
+
+def circumstances(document: dict[str, Any]) -> str:
+    """On which backends and what machine the figures were taken."""
     size = "A quick look, of few jobs each. " if document["quick"] else ""
-    head = [f"{size}On {document['on']} backends: {described(document['machine'])}.", "", line(["", *COLUMNS])]
-    rows = [
-        line([f"`{name}`" if first else "", *Figure(**figure).row()])
+    return f"{size}On {document['on']} backends: {described(document['machine'])}"
+
+
+def rows(document: dict[str, Any]) -> dict[str, list[str]]:
+    """The lines of the table by benchmark; only the first line of each bears its name."""
+    return {
+        name: [
+            line([f"`{name}`" if number == 0 else "", *Figure(**figure).row()])
+            for number, figure in enumerate(told["figures"])
+        ]
         for name, told in document["benchmarks"].items()
-        for first, figure in zip([True, *[False] * len(told["figures"])], told["figures"], strict=False)
-    ]
-    return "\n".join([*head, line(["---"] * (len(COLUMNS) + 1)), *rows]) + "\n"
+    }
+
+
+def merged(page: str, document: dict[str, Any]) -> str:
+    """What stands between the page's markers, with these benchmarks' lines in the place of their former ones."""
+    text = page.partition(BEGIN)[2].partition(END)[0].strip("\n")
+    if "|" not in text:
+        return results(document)
+    head, _, rest = text.partition("\n| ---")
+    dashes, *lines = rest.partition("\n\n")[0].splitlines()
+    notes = [note for note in rest.partition("\n\n")[2].split("\n\n") if note]
+    new = rows(document)
+    table = shown(lines) | new
+    ordered = [row for name in BENCHMARKS for row in table.get(name, [])]
+    kept = [note for note in notes if not set(re.findall(r"`(\w+)`", note.partition(" apart")[0])) <= new.keys()]
+    names = ", ".join(f"`{name}`" for name in new)
+    # Its own machine, load and commit: the line above the table tells those of the others.
+    note = f"{names} apart from the others. {circumstances(document)}."
+    return "\n\n".join(["\n".join([head, f"| ---{dashes}", *ordered]), *kept, *([note] if new else [])]) + "\n"
+
+
+def shown(lines: list[str]) -> dict[str, list[str]]:
+    """The lines of a table by the benchmark that they tell of."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    for row in lines:
+        name = (re.match(r"\| `(\w+)` ", row) or [name, name])[1]
+        found.setdefault(name, []).append(row)
+    return found
 
 
 def line(cells: list[str]) -> str:

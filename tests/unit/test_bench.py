@@ -76,3 +76,24 @@ def test_a_part_that_is_asked_for_more_than_it_can_makes_submits_wait():
     assert [figure.goal.split(": ")[1] for figure in (calm[2], crowded[2])] == ["met", "missed"]
     assert calm[-1].value < 40
     assert crowded[-1].value > 1000
+
+
+def ran(name: str, value: float) -> dict:
+    here = {
+        "cores": 2, "cpu": "a processor", "memory_gb": 8, "system": "Linux", "python": "3.11", "versions": {},
+        "commit": "abc1234", "load_at_start": 0.1, "beside_other_work": False,
+    }  # fmt: skip
+    told = {"figures": [{"name": "first", "value": value, "unit": "ms"}, {"name": "next", "value": 2, "unit": "ms"}]}
+    return {"machine": here, "on": "services", "quick": False, "benchmarks": {name: told}}
+
+
+def test_one_benchmark_taken_apart_leaves_the_results_of_the_others():
+    page = every.replaced(PAGE, every.results(ran("overhead", 1)))
+    for value in (7, 8):
+        page = every.replaced(page, every.merged(page, ran("depth", value)))
+    shown = page.partition(every.BEGIN)[2].partition(every.END)[0]
+    assert "| `overhead` | first | 1 ms |" in shown
+    assert "| `depth` | first | 8 ms |" in shown
+    assert "7 ms" not in shown
+    assert shown.count("`depth` apart from the others.") == 1
+    assert shown.count("| next |") == 2
