@@ -9,5 +9,5 @@ pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
 
 def test_nothing_is_lost_stuck_or_doubled_under_fire(services):
     report = chaos.play(seed=5, jobs=60, faults=10, seconds=30, patience=100)
-    assert report.is_good, report
+    assert report.is_good, str(report)
     assert (report.jobs, report.faults) == (60, 10)
