@@ -234,7 +234,7 @@ def play(seed: int, jobs: int, faults: int, seconds: float, patience: float = 15
             report.seconds = round(time.monotonic() - started, 1)
             _judge(report, load, tasks, trouble, folder / "notes")
             _judge_objects(report, tasks, f"{direct}/storage/v1/b/{settings['STORAGE_URL'].split('/')[2]}/o")
-            _look_for_life(report, stack, patience / 2)
+            _look_for_life(report, stack, patience)
         finally:
             service.stop()
     return report
@@ -319,7 +319,17 @@ def _listing(url: str) -> list[dict[str, Any]]:
 
 
 def _look_for_life(report: Report, stack: Stack, patience: float) -> None:
-    """Every worker must take a job again by itself: there are so many that none does them all before others wake."""
+    """Every worker must take a job again by itself: jobs come until each has, as a new child may be long in coming."""
+    owners: set[str] = set()
+    end = time.monotonic() + patience
+    with contextlib.suppress(AssertionError):
+        while len(owners) < len(WORKERS) and (left := end - time.monotonic()) > 0:
+            owners |= _owners_of_a_round(stack, left)
+    report.not_consuming = max(len(WORKERS) - len(owners), 0)
+
+
+def _owners_of_a_round(stack: Stack, patience: float) -> set[str]:
+    """Who makes jobs that are so many that none does them all before others wake."""
     tickets: list[str] = []
 
     def submit() -> bool:
@@ -329,12 +339,9 @@ def _look_for_life(report: Report, stack: Stack, patience: float) -> None:
             tickets.append(stack.client.submit("x", **wish)["task_id"])
         return len(tickets) >= 3 * len(WORKERS)
 
-    owners: set[str] = set()
-    with contextlib.suppress(AssertionError):
-        until(submit, 30, "the web tier takes jobs")
-        tasks = until(lambda: _all_done(stack, tickets), patience, "every job is done")
-        owners = {attempt["owner"] for task in tasks for attempt in task["attempts"]}
-    report.not_consuming = max(len(WORKERS) - len(owners), 0)
+    until(submit, patience, "the web tier takes jobs")
+    tasks = until(lambda: _all_done(stack, tickets), patience, "every job is done")
+    return {attempt["owner"] for task in tasks for attempt in task["attempts"]}
 
 
 def _all_done(stack: Stack, tickets: list[str]) -> list[dict[str, Any]]:

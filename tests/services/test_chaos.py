@@ -4,7 +4,7 @@ import pytest
 
 from bench import chaos
 
-pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def test_nothing_is_lost_stuck_or_doubled_under_fire(services):
