@@ -6,8 +6,6 @@ from typing import Any
 
 import psutil
 import torch
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
 
 from app.settings import Settings
 
@@ -27,15 +25,11 @@ def kind(device: str) -> str:
 
 
 def prepare(settings: Settings) -> None:
-    """Fix what changes the bytes of a picture, and keep the libraries from writing their own lines."""
+    """Fix what changes the bytes of a picture."""
     torch.set_num_threads(settings.torch_threads or os.cpu_count() or 1)
     # Chosen anew by timing in each process, kernels would differ from one process to the next.
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
-    diffusers_logging.set_verbosity_error()
-    diffusers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def describe(device: str) -> str:

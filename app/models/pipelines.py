@@ -1,9 +1,8 @@
 """diffusers pipelines: load once, then `generate(params, source, on_step)`.
 
-Only the child of a worker imports it, for it imports torch.
+Only the child of a worker imports it, and only for a model that needs it: diffusers takes longer to import than torch.
 """
 
-import importlib
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,9 @@ from diffusers import (
     AutoPipelineForText2Image,
     DiffusionPipeline,
 )
+from diffusers.utils import logging as diffusers_logging
 from PIL import Image, ImageOps
+from transformers.utils import logging as transformers_logging
 
 from app.errors import DarkroomError, ModelLoadFailed, SafetyBlocked
 from app.models import devices, sources
@@ -35,44 +36,18 @@ from app.settings import Settings
 log = structlog.get_logger("darkroom.models")
 
 
-def load(spec: ModelSpec, settings: Settings) -> Model:
-    """Load one model onto this process's device; raises ModelLoadFailed, and torch's error when it does not fit."""
-    device = devices.choose_device(settings.device)
-    devices.prepare(settings)
-    try:
-        if spec.is_python:
-            module = importlib.import_module(spec.source.removeprefix("python:"))
-            return cast("Model", module.load(spec, device))
-        folder = sources.find(spec, settings.models_cache, allow_fetch=settings.models_fetch, device=device)
-        return DiffusersModel(spec, folder, device)
-    except ModelLoadFailed:
-        raise
-    except Exception as error:
-        if devices.is_out_of_memory(error):
-            raise
-        raise ModelLoadFailed(f"{spec.model_version} cannot be loaded: {error}") from error
+def load(spec: ModelSpec, settings: Settings, device: str) -> Model:
+    """Load one pipeline folder, fetched where that is allowed; raises ModelLoadFailed, and what diffusers raises."""
+    _be_quiet()
+    folder = sources.find(spec, settings.models_cache, allow_fetch=settings.models_fetch, device=device)
+    return DiffusersModel(spec, folder, device)
 
 
-def warm_up(model: Model, spec: ModelSpec) -> None:
-    """One small picture, so that a worker that cannot make any never takes a job; raises what the model raises."""
-    if spec.capabilities[0] == "txt2img":
-        given: tuple[Image.Image | None, ...] = (None,)
-    else:
-        given = (Image.new("RGB", (64, 64), "gray"),)
-    masks = (Image.new("L", (64, 64), "white"),) if spec.capabilities[0] == "inpaint" else ()
-    pictures = list(model.generate(_small(spec), given[0], lambda *_: None, *masks))
-    if len(pictures) != 1:
-        raise ModelLoadFailed(f"{spec.model_version} made {len(pictures)} pictures where one was asked for")
-
-
-def _small(spec: ModelSpec) -> Params:
-    side = spec.multiple_of * max(1, 64 // spec.multiple_of)
-    return Params(
-        prompt="warm-up", negative_prompt="", model_version=spec.model_version, seed=0, num_images=1,
-        output_format="png", width=min(side, spec.limits.width), height=min(side, spec.limits.height),
-        num_inference_steps=1, guidance_scale=spec.defaults.guidance_scale, strength=1.0,
-        scheduler=spec.defaults.scheduler,
-    )  # fmt: skip
+def _be_quiet() -> None:
+    """Keep the libraries from writing their own lines."""
+    for library in (diffusers_logging, transformers_logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
 
 
 class DiffusersModel:

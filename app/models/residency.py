@@ -16,7 +16,7 @@ from PIL import Image
 
 from app import metrics
 from app.errors import DeviceLost, GpuOutOfMemory, SafetyBlocked
-from app.models import devices, pipelines, sources
+from app.models import devices, loading, sources
 from app.models.contract import Model, OnStep
 from app.models.spec import ModelSpec
 from app.params import Params
@@ -35,7 +35,7 @@ class Residents(Mapping[str, Model]):
     The budget is in bytes of weights; 0 keeps everything. A model that is larger than the budget has it alone.
     """
 
-    def __init__(self, specs: list[ModelSpec], settings: Settings, load: Load = pipelines.load) -> None:
+    def __init__(self, specs: list[ModelSpec], settings: Settings, load: Load = loading.load) -> None:
         self._specs = {spec.model_version: spec for spec in specs}
         self._settings = settings
         self._load = load
@@ -99,7 +99,7 @@ class Residents(Mapping[str, Model]):
     def _hold(self, spec: ModelSpec) -> None:
         started, device = time.monotonic(), devices.choose_device(self._settings.device)
         model = self._load(spec, self._settings)
-        pipelines.warm_up(model, spec)
+        loading.warm_up(model, spec)
         state = ModelState(
             model_version=spec.model_version,
             device=devices.describe(device),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from app.errors import GpuOutOfMemory
-from app.models import devices, pipelines
+from app.models import devices, loading
 from app.models.residency import Residents
 from app.models.spec import ModelSpec
 from app.settings import Settings
@@ -47,21 +47,21 @@ def draw(model, **changes):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_makes_the_same_picture_twice_on_the_gpu(spec, settings, family):
-    model = pipelines.load(spec(family), settings)
+    model = loading.load(spec(family), settings)
     first, again = draw(model)[0], draw(model)[0]
     assert len(first.getcolors(10**6)) > 50
     assert first.tobytes() == again.tobytes()
 
 
 def test_weights_lie_on_the_gpu_in_the_layout_of_tensor_cores(spec, settings):
-    model = pipelines.load(spec("stable-diffusion"), settings)
+    model = loading.load(spec("stable-diffusion"), settings)
     weight = model._base.unet.conv_in.weight
     assert (weight.device.type, weight.dtype) == ("cuda", torch.float16)
     assert weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_compiled_model_makes_a_picture(spec, settings):
-    assert len(draw(pipelines.load(spec("stable-diffusion", compile=True), settings))) == 1
+    assert len(draw(loading.load(spec("stable-diffusion", compile=True), settings))) == 1
 
 
 def test_a_model_that_goes_gives_its_memory_back(spec, settings):

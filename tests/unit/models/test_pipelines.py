@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageChops
 
 from app.errors import ModelLoadFailed, SafetyBlocked
-from app.models import pipelines
+from app.models import loading
 from app.models.sources import weights_digest
 from app.models.spec import ModelSpec
 from app.pictures import encode
@@ -32,8 +32,8 @@ def load(made, on_cpu):
 
     def load(family, **entry):
         chosen = spec(made(family) if isinstance(family, str) else family, **entry)
-        model = pipelines.load(chosen, on_cpu)
-        pipelines.warm_up(model, chosen)
+        model = loading.load(chosen, on_cpu)
+        loading.warm_up(model, chosen)
         return model
 
     return load
@@ -164,14 +164,14 @@ def test_a_flagged_picture_is_an_error_and_never_a_black_picture(tmp_path, load,
     assert image.getextrema() != ((0, 0),) * 3
     folders.flag_everything(folder)
     with pytest.raises(SafetyBlocked) as blocked:
-        draw(pipelines.load(spec(folder, safety_checker=True), on_cpu), num_images=2)
+        draw(loading.load(spec(folder, safety_checker=True), on_cpu), num_images=2)
     assert blocked.value.flagged == [True, True]
 
 
 def test_a_flagged_picture_among_several_is_its_own_jobs_error_alone(tmp_path, load, on_cpu):
     folder = folders.stable_diffusion(tmp_path / "checked", checker=folders.safety_checker())
     folders.flag_everything(folder)
-    model = pipelines.load(spec(folder, safety_checker=True), on_cpu)
+    model = loading.load(spec(folder, safety_checker=True), on_cpu)
     first, second = model.together([params(num_inference_steps=1)] * 2, [lambda *_: None] * 2)
     assert isinstance(first, SafetyBlocked)
     assert isinstance(second, SafetyBlocked)

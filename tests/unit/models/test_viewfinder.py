@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import ImageChops, ImageStat
 
-from app.models import pipelines
+from app.models import loading
 from app.models.spec import ModelSpec
 from app.models.viewfinder import Viewfinder
 from tests.stack import ROOT
@@ -20,7 +20,7 @@ SCHEDULERS = ("DPMSolverMultistepScheduler", "EulerDiscreteScheduler", "EulerAnc
 
 
 def load(folder, settings, **entry):
-    return pipelines.load(ModelSpec(model_version="m", source=str(folder), queue="q", **entry), settings)
+    return loading.load(ModelSpec(model_version="m", source=str(folder), queue="q", **entry), settings)
 
 
 def watched(model, **changes):
