@@ -1,8 +1,8 @@
-"""A model that keeps 200 MB of each job for ever."""
+"""A model that keeps 400 MB of each job for ever."""
 
 from tests.models.steady import Steady
 
-LEAK_BYTES = 200_000_000
+LEAK_BYTES = 400_000_000
 
 
 class Leaks(Steady):
