@@ -20,10 +20,10 @@ def refused(rules, kind, planted):
     return set(re.findall(r"Check: (\w+): [^\n]*\n\tFAILED", told.stdout))
 
 
-@pytest.mark.parametrize("helm", HELMS)
-def test_the_charts_pass_lint_and_every_policy_that_is_not_left_out(helm, tmp_path):
+def test_the_charts_pass_lint_and_every_policy_that_is_not_left_out(tmp_path):
     tool(CHECKOV)
-    (tmp_path / "helm").symlink_to(tool(TOOLS / "programs" / helm))
+    # One of the two: both make the same (test_chart.py, test_observability_chart.py).
+    (tmp_path / "helm").symlink_to(tool(TOOLS / "programs" / HELMS[-1]))
     told = run(ROOT / "infra/ci/check-charts", env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert told.stdout.count("0 chart(s) failed") == 4
     assert re.findall(r"Failed checks: (\d+)", told.stdout) in ([], ["0", "0"])

@@ -32,8 +32,7 @@ def build_tokenizer(seed: int = 0) -> CLIPTokenizer:
     tokens = characters + [character + WORD_END for character in characters]
     tokens += [left + right for left, right in merges] + ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    # It takes pairs, though its annotation asks for strings.
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)  # type: ignore[arg-type]
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS)
 
 
 def _learn_merges(words: Counter[str]) -> list[Pair]:
