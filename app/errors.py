@@ -11,7 +11,7 @@
     ├── RequestError              told to the client as a problem document, nothing was accepted
     │   ├── BadRequest, InvalidRequest, UnknownModelVersion
     │   ├── TaskNotFound, TaskExpired, ModelNotFound
-    │   ├── InputMissing, NotReady, WebhookNotFound, IdempotencyKeyReuse, IdempotencyConflict
+    │   ├── InputMissing, NotReady, NoPicture, WebhookNotFound, IdempotencyKeyReuse, IdempotencyConflict
     │   ├── EntryNotFound, NotRequeuable
     │   ├── Unauthorized, Forbidden, RateLimited, QuotaExceeded, QueueFull
     │   └── BrokerUnavailable, StoreUnavailable, StorageUnavailable, NoWorker
@@ -107,6 +107,10 @@ class InputMissing(RequestError):
 
 class NotReady(RequestError):
     status, code, title, retryable = 409, "not_ready", "No picture yet", True
+
+
+class NoPicture(RequestError):
+    status, code, title = 409, "no_picture", "The task has failed"
 
 
 class EntryNotFound(RequestError):

@@ -144,10 +144,14 @@ class Held:
         return data
 
     def enter(self, phase: Phase) -> None:
-        """Be in this phase of running; raises ClaimLost."""
-        if phase is not self._phase:
+        """Be in this phase of running; raises ClaimLost, Canceled."""
+        if phase is self._phase:
+            return
+        if phase is Phase.RUNNING:
+            self.lease.begin()
+        else:
             self.lease.advance(phase)
-            self._phase = phase
+        self._phase = phase
 
     def on_step(self, step: int, steps: int, look: Look | None = None) -> None:
         """What its model calls after each step; raises ClaimLost, Canceled."""

@@ -232,10 +232,6 @@ class JobStore:
         """Ids that wait for their input, the one that expires first in front."""
         return cast("list[str]", ask(lambda: self._redis.zrange("jobs:uploads", 0, limit - 1)))
 
-    def queue_position(self, job: Job) -> int | None:
-        """How many jobs of its queue go before this one; None when it is not queued."""
-        return cast("int | None", ask(lambda: self._redis.zrank(f"jobs:queued:{job.queue}", job.task_id)))
-
     def line(self, queue: str, limit: int) -> list[Waiting]:
         """Who waits in this queue, first come first."""
         ids = ask(lambda: self._redis.zrange(f"jobs:queued:{queue}", 0, limit - 1))

@@ -46,7 +46,7 @@ class Line:
     def turns(self, own: Job) -> Iterator[str]:
         """Ids to claim on the message of `own`, one after the other until one is had."""
         # One that is not queued may have lost its record, which only its own message can make again.
-        if self._may_choose and self.jobs.queue_position(own) is not None:
+        if self._may_choose and self.jobs.standing(own).position is not None:
             yield from self._next(own.queue)
         yield own.task_id
         yield from self._next(own.queue)

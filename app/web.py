@@ -13,7 +13,7 @@ from werkzeug.wrappers import Response as BaseResponse
 from app import __version__, admin, http, metrics, problems, telemetry
 from app import settings as settings_module
 from app.documents import model_documents, retry_after, submitted_document, task_document
-from app.errors import ModelNotFound, NotReady, TaskNotFound
+from app.errors import ModelNotFound, NoPicture, NotReady, TaskNotFound
 from app.files import files
 from app.http import answer, caller, responses
 from app.intake import Intake, input_name, mask_name
@@ -66,7 +66,10 @@ def create_app(services: Services) -> OpenAPI:
     app.json.sort_keys = False  # type: ignore[attr-defined]
     problems.register(app)
     http.register(app, services.callers)
-    _tasks(app, services)
+    desk = Desk(services)
+    _orders(app, desk)
+    _tickets(app, desk)
+    _pictures(app, desk)
     _models(app, services)
     admin.register(app, services)
     _health(app, services)
@@ -84,6 +87,15 @@ class Desk:
         self.services = services
         self.intake = Intake(services)
         self.watch = Watch(services.redis)
+        self.outbox = Outbox(services.redis, timeout=services.settings.webhook_timeout)
+
+    def accept(self, request: GenerateRequest) -> Response:
+        """The ticket for a new task, or for the one that this request made before."""
+        submission = self.intake.submit(request, caller(), http.idempotency_key())
+        job, upload, mask = submission.job, self.intake.upload(submission.job), self.intake.mask_upload(submission.job)
+        document = submitted_document(job, self.services, upload, mask, submission.notice, submission.standing)
+        replayed = {"Idempotency_Replayed": "true"} if submission.replayed else {}
+        return answer(document, 202, Location=f"/tasks/{document.task_id}", **retry_after(document), **replayed)
 
     def own(self, task_id: str) -> Job:
         """The caller's job; raises TaskNotFound, TaskExpired."""
@@ -115,11 +127,18 @@ class Desk:
     def picture(self, task_id: str, index: int) -> BaseResponse:
         """A redirect to one of the pictures."""
         job, storage = self.own(task_id), self.services.storage
-        if job.status is not Status.SUCCEEDED:
-            raise NotReady("The task has no picture." if job.phase.is_terminal else "The task is not done.")
+        if job.status is Status.PENDING:
+            raise NotReady("The task is not done.")
+        if job.status is Status.FAILED:
+            raise NoPicture("The task has failed and has no picture; its `error` says why.")
         if index >= len(job.images):
             raise TaskNotFound(f"The task has {len(job.images)} pictures, counted from 0.")
         return redirect(storage.download_url(job.images[index]["name"], self.services.settings.signed_url_ttl))
+
+    def cancel(self, task_id: str) -> Job:
+        """The caller's job, ended or asked to."""
+        self.services.jobs.cancel(self.own(task_id).task_id)
+        return self.services.jobs.get(task_id)
 
     def delete(self, task_id: str) -> None:
         """Remove the record, then the objects; raises NotReady while the job is not done."""
@@ -140,52 +159,50 @@ class Desk:
         return f"id: {event.version}\nevent: {event.kind}\ndata: {json.dumps(data)}\n\n"
 
 
-def _tasks(app: OpenAPI, services: Services) -> None:
-    desk = Desk(services)
-    outbox = Outbox(services.redis, timeout=services.settings.webhook_timeout)
-
+def _orders(app: OpenAPI, desk: Desk) -> None:
     @app.post("/generate", tags=[TASKS], responses=responses({202: Submitted}, 400, 409, 413, 415, 503))
     def generate(body: GenerateRequest) -> Response:
         """Accept a picture to be made, and give a ticket for it."""
-        submission = desk.intake.submit(body, caller(), http.idempotency_key())
-        job = submission.job
-        document = submitted_document(
-            job,
-            services,
-            desk.intake.upload(job),
-            desk.intake.mask_upload(job),
-            submission.notice,
-            submission.standing,
-        )
-        replayed = {"Idempotency_Replayed": "true"} if submission.replayed else {}
-        return answer(document, 202, Location=f"/tasks/{job.task_id}", **retry_after(document), **replayed)
-
-    @app.get("/tasks", tags=[TASKS], responses=responses({200: TaskList}, 503))
-    def tasks(query: TaskListQuery) -> Response:
-        """The caller's own tasks, newest first."""
-        return answer(page(services, caller().name, query))
-
-    @app.get("/tasks/<string:task_id>", tags=[TASKS], responses=responses({200: Task, 304: None}, 404, 410, 503))
-    def task(path: TaskPath, query: TaskQuery) -> Response:
-        """The task as it is, or as soon as it is done within `wait` seconds."""
-        return desk.answer(desk.wait(path.task_id, query.wait), inline=query.include == "image")
+        return desk.accept(body)
 
     @app.post("/tasks/<string:task_id>/start", tags=[TASKS], responses=responses({202: Task}, 404, 409, 410, 503))
     def start(path: TaskPath) -> Response:
         """The input picture is uploaded: queue the task. Saying so again does nothing."""
         return desk.answer(desk.intake.start(desk.own(path.task_id)), 202)
 
-    @app.post("/tasks/<string:task_id>/cancel", tags=[TASKS], responses=responses({200: Task}, 404, 410, 503))
-    def cancel(path: TaskPath) -> Response:
-        """End a queued task at once, a running one at its next step. A finished one stays as it is."""
-        job = desk.own(path.task_id)
-        services.jobs.cancel(job.task_id)
-        return desk.answer(services.jobs.get(job.task_id))
-
     @app.post("/tasks/<string:task_id>/rerun", tags=[TASKS], responses=responses({202: Task}, 404, 410, 503))
     def rerun(path: TaskPath) -> Response:
         """The same parameters and seed once more, as a new task."""
         return desk.answer(desk.intake.rerun(desk.own(path.task_id), caller()), 202)
+
+
+def _tickets(app: OpenAPI, desk: Desk) -> None:
+    @app.get("/tasks", tags=[TASKS], responses=responses({200: TaskList}, 503))
+    def tasks(query: TaskListQuery) -> Response:
+        """The caller's own tasks, newest first."""
+        return answer(page(desk.services, caller().name, query))
+
+    @app.get("/tasks/<string:task_id>", tags=[TASKS], responses=responses({200: Task, 304: None}, 404, 410, 503))
+    def task(path: TaskPath, query: TaskQuery) -> Response:
+        """The task as it is, or as soon as it is done within `wait` seconds."""
+        return desk.answer(desk.wait(path.task_id, query.wait), inline=query.include == "image")
+
+    @app.get("/tasks/<string:task_id>/events", tags=[TASKS], responses=responses({200: None}, 404, 410, 503))
+    def events(path: TaskPath) -> Response:
+        """Server-sent events: the task as it is, then `status`, `progress` and `preview`, until it is done."""
+        stream = desk.events(desk.look(path.task_id))
+        return Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    @app.post("/tasks/<string:task_id>/cancel", tags=[TASKS], responses=responses({200: Task}, 404, 410, 503))
+    def cancel(path: TaskPath) -> Response:
+        """End a queued task at once, a running one at its next step. A finished one stays as it is."""
+        return desk.answer(desk.cancel(path.task_id))
+
+    @app.delete("/tasks/<string:task_id>", tags=[TASKS], responses=responses({204: None}, 404, 409, 410, 503))
+    def delete(path: TaskPath) -> Response:
+        """Remove a finished task and its pictures."""
+        desk.delete(path.task_id)
+        return Response(status=204)
 
     @app.post(
         "/tasks/<string:task_id>/webhook/redeliver",
@@ -195,21 +212,11 @@ def _tasks(app: OpenAPI, services: Services) -> None:
     def redeliver(path: TaskPath) -> Response:
         """Tell the webhook once more what it asked for and what has happened, with as many tries as the first time."""
         job = desk.own(path.task_id)
-        outbox.redeliver(job)
+        desk.outbox.redeliver(job)
         return desk.answer(job, 202)
 
-    @app.delete("/tasks/<string:task_id>", tags=[TASKS], responses=responses({204: None}, 404, 409, 410, 503))
-    def delete(path: TaskPath) -> Response:
-        """Remove a finished task and its pictures."""
-        desk.delete(path.task_id)
-        return Response(status=204)
 
-    @app.get("/tasks/<string:task_id>/events", tags=[TASKS], responses=responses({200: None}, 404, 410, 503))
-    def events(path: TaskPath) -> Response:
-        """Server-sent events: the task as it is, then `status`, `progress` and `preview`, until it is done."""
-        stream = desk.events(desk.look(path.task_id))
-        return Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
-
+def _pictures(app: OpenAPI, desk: Desk) -> None:
     @app.get("/tasks/<string:task_id>/image", tags=[TASKS], responses=responses({302: None}, 404, 409, 410, 503))
     def image(path: TaskPath) -> BaseResponse:
         """A redirect to the picture."""

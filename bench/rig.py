@@ -63,7 +63,8 @@ class Figure:
 
     def row(self) -> list[str]:
         """Its cells in a table: name, value, base, goal."""
-        return [self.name, f"{self.value:,.4g} {self.unit}".strip(), self.base, self.goal]
+        told = f"{self.value:,.0f}" if abs(self.value) >= 1000 else f"{self.value:.4g}"
+        return [self.name, f"{told} {self.unit}".strip(), self.base, self.goal]
 
 
 COLUMNS = ["figure", "measured", "beside", "goal"]

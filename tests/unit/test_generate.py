@@ -23,6 +23,7 @@ from app.errors import (
 )
 from app.pictures import encode
 from app.record import Phase, Status, output_name
+from tests.stack import until
 from tests.things import deadline_passes, indexes, job, lease_runs_out, params, picture, runner
 
 # How the pool's signal handler in the child leaves.
@@ -124,12 +125,15 @@ def test_a_job_fails_when_its_input_is_no_picture(services, queued, content):
 def test_the_steps_of_the_model_are_on_the_record_while_it_runs(services, queued):
     new, seen = queued(), []
 
+    def as_told(progress):
+        stored = services.jobs.get(new.task_id)
+        return (stored.phase, stored.step, stored.steps) if (stored.step, stored.steps) == progress else None
+
     class Watched(Painter):
         def generate(self, params, source, on_step):
             def step(*progress):
                 on_step(*progress)
-                stored = services.jobs.get(new.task_id)
-                seen.append((stored.phase, stored.step, stored.steps))
+                seen.append(until(lambda: as_told(progress), 10, "the step is told"))
 
             return super().generate(params, source, step)
 
@@ -372,7 +376,6 @@ def test_a_job_that_killed_its_workers_fails_unrun_and_goes_to_quarantine(servic
 def test_a_slow_step_does_not_cost_the_claim(services, queued):
     """The thread renews the lease while the model is at one long step."""
     from app.jobs import JobStore
-    from tests.stack import until
 
     short = services.settings.model_copy(update={"lease": 0.3})
     jobs = JobStore(services.redis, result_ttl=60, lease=0.3)

@@ -285,6 +285,13 @@ def test_a_worker_that_was_given_up_on_cannot_overwrite_the_other_result(jobs, r
     assert (jobs.get(task_id).status, jobs.get(task_id).worker_version) == (Status.SUCCEEDED, "1")
 
 
+def test_a_worker_that_says_its_phase_again_after_a_lost_answer_is_told_that_it_was_heard(jobs):
+    task_id = reach(jobs, Phase.RUNNING)
+    before = jobs.get(task_id)
+    jobs.advance(task_id, "t1", Phase.RUNNING)
+    assert jobs.get(task_id) == before
+
+
 def test_a_worker_that_says_the_end_again_after_a_lost_answer_is_told_that_it_was_heard(jobs):
     task_id = reach(jobs, Phase.DONE)
     before = jobs.get(task_id)
@@ -420,10 +427,10 @@ def test_a_queue_counts_its_own_jobs_in_their_order(jobs):
     for new in (first, second, other):
         jobs.create(new)
         _next_millisecond(jobs)
-    assert [jobs.queue_position(each) for each in (first, second, other)] == [0, 1, 0]
+    assert [jobs.standing(each).position for each in (first, second, other)] == [0, 1, 0]
     assert (jobs.queue_depth("gen.tiny"), jobs.queue_depth("gen.big")) == (2, 1)
     assert claim(jobs, first.task_id).verdict == "claimed"
-    assert [jobs.queue_position(first), jobs.queue_position(second)] == [None, 0]
+    assert [jobs.standing(first).position, jobs.standing(second).position] == [None, 0]
 
 
 def _next_millisecond(jobs):

@@ -1,8 +1,10 @@
 """A claim is held while its work runs, told as lost at the next step, and given up when the work ends."""
 
+import threading
+
 import pytest
 
-from app.errors import ClaimLost, Internal
+from app.errors import Canceled, ClaimLost, Internal
 from app.jobs import JobStore
 from app.lease import Lease
 from app.record import Phase
@@ -49,30 +51,91 @@ def test_a_lease_ends_with_its_work(services, jobs, claimed):
     assert until(lambda: jobs.requeue(claimed), 10, "the lease runs out")
 
 
-def test_a_step_tells_how_far_the_work_is(jobs, claimed):
-    with Lease(jobs, claimed, "t1", SECONDS) as lease:
-        lease.advance(Phase.RUNNING)
+def test_who_follows_is_told_that_the_model_works_and_how_far_it_is(jobs, claimed):
+    def stored():
+        found = jobs.get(claimed)
+        return found.phase, found.step, found.steps
+
+    with Lease(jobs, claimed, "t1", 1000) as lease:
+        lease.begin()
+        until(lambda: stored() == (Phase.RUNNING, 0, None), 10, "the beginning is told")
         lease.step(2, 8)
-    assert (jobs.get(claimed).phase, jobs.get(claimed).step, jobs.get(claimed).steps) == (Phase.RUNNING, 2, 8)
+        until(lambda: stored() == (Phase.RUNNING, 2, 8), 10, "the step is told")
 
 
-def test_a_lost_claim_stops_the_work_at_its_next_step(services, jobs, claimed):
+def test_the_next_phase_begins_when_all_that_was_said_is_told(jobs, claimed):
+    with Lease(jobs, claimed, "t1", 1000) as lease:
+        lease.begin()
+        lease.step(8, 8)
+        lease.advance(Phase.UPLOADING)
+        assert (jobs.get(claimed).phase, jobs.get(claimed).step) == (Phase.UPLOADING, 8)
+
+
+def test_a_lost_claim_stops_the_work_at_a_step_soon_after(services, jobs, claimed):
     with Lease(jobs, claimed, "t1", 1000) as lease:
         lease_runs_out(services.redis, claimed)
         assert jobs.claim(claimed, "t2", "worker-2", 3).verdict == "claimed"
+        assert until(lambda: refused(lease) is ClaimLost, 10, "the work is stopped")
         with pytest.raises(ClaimLost):
-            lease.step(1, 8)
-        with pytest.raises(ClaimLost):
-            lease.advance(Phase.RUNNING)
+            lease.advance(Phase.UPLOADING)
 
 
-def test_a_claim_that_the_thread_saw_lost_needs_no_store_to_stop_the_work(services, jobs, claimed):
+def test_a_canceled_job_is_stopped_without_a_word_from_its_model_about_steps(jobs, claimed):
+    with Lease(jobs, claimed, "t1", 1000) as lease:
+        jobs.cancel(claimed)
+        until(lambda: lease._refusal, 10, "the thread hears it")
+        with pytest.raises(Canceled):
+            lease.begin()
+        with pytest.raises(Canceled):
+            lease.check()
+
+
+def test_a_job_canceled_at_its_last_step_goes_no_further(jobs, claimed):
+    with Lease(jobs, claimed, "t1", 1000) as lease:
+        lease.begin()
+        jobs.cancel(claimed)
+        lease.step(8, 8)
+        with pytest.raises(Canceled):
+            lease.advance(Phase.UPLOADING)
+
+
+def test_a_refusal_that_the_thread_heard_needs_no_store_to_stop_the_work(jobs, claimed):
     with Lease(jobs, claimed, "t1", SECONDS) as lease:
         jobs.fail(claimed, Internal("over"))
-        until(lease._lost.is_set, 10, "the thread sees it")
+        until(lambda: lease._refusal, 10, "the thread hears it")
         lease._jobs = None
         with pytest.raises(ClaimLost):
             lease.step(1, 8)
+
+
+def test_the_work_goes_on_while_the_store_does_not_answer(jobs, claimed):
+    away, asked = threading.Event(), threading.Event()
+
+    class Hanging:
+        """A store that answers nothing until it is back."""
+
+        def advance(self, *args):
+            asked.set()
+            assert away.wait(30)
+            jobs.advance(*args)
+
+        renew = staticmethod(jobs.renew)
+
+    with Lease(Hanging(), claimed, "t1", 1000) as lease:
+        lease.begin()
+        assert asked.wait(10)
+        for step in (1, 2, 3):
+            lease.step(step, 3)
+        away.set()
+        until(lambda: jobs.get(claimed).step == 3, 10, "what was said last is told")
+
+
+def refused(lease):
+    try:
+        lease.step(1, 8)
+    except (Canceled, ClaimLost) as refusal:
+        return type(refusal)
+    return None
 
 
 def test_an_outage_of_the_store_does_not_end_the_renewing(services, jobs, claimed):

@@ -72,7 +72,7 @@ def test_the_times_agree_with_each_other(table):
     assert table["RabbitMQ's `consumer_timeout"] > longest_turn
     assert table["visibility timeout of a Redis broker"] == 4 * table["TIME_LIMIT"]
     assert table["LEASE"] > redis_patience
-    assert table["renewal of a lease"] == table["LEASE"] / 3
+    assert table["renewal of a lease"] <= table["LEASE"] / 3
     assert table["UNCONFIRMED_AFTER"] > 3 * table["publishing"]
     assert 3 * table["publishing"] < 2
     assert table["the supervisor's patience with a worker"] > table["WORKER_GRACE"] + worker.HAND_BACK

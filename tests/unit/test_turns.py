@@ -212,5 +212,10 @@ def test_who_has_cost_a_worker_begins_when_everyone_before_it_in_the_turn_has_en
     lease_runs_out(services.redis, tried.task_id)
     services.jobs.requeue(tried.task_id)
     seen = []
-    worker(services, Painter(lambda _: seen.append(phases(services, [first, tried])))).run(first.message())
-    assert seen == [[Phase.RUNNING, Phase.QUEUED], [Phase.DONE, Phase.RUNNING]]
+
+    def look(_):
+        before, after = phases(services, [first, tried])
+        seen.append({"first is done": before is Phase.DONE, "tried waits": after is Phase.QUEUED})
+
+    worker(services, Painter(look)).run(first.message())
+    assert seen == [{"first is done": False, "tried waits": True}, {"first is done": True, "tried waits": False}]

@@ -294,7 +294,9 @@ def test_there_is_no_picture_before_the_task_has_succeeded(client, services):
     early = client.get(f"/tasks/{pending}/image")
     assert_problem(early, 409, "not_ready")
     assert early.headers["Retry-After"]
-    assert_problem(client.get(f"/tasks/{failed}/image"), 409, "not_ready")
+    refused = client.get(f"/tasks/{failed}/image")
+    assert_problem(refused, 409, "no_picture")
+    assert ("Retry-After" in early.headers, "Retry-After" in refused.headers) == (True, False)
 
 
 # ---- models, health, documents
