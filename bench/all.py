@@ -128,10 +128,10 @@ def line(cells: list[str]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
-def replaced(page: str, text: str) -> str:
-    """The page with this text between its markers."""
-    before, _, rest = page.partition(BEGIN)
-    return f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}"
+def replaced(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
+    """The page with this text between these markers."""
+    before, _, rest = page.partition(begin)
+    return f"{before}{begin}\n{text}\n{end}{rest.partition(end)[2]}"
 
 
 if __name__ == "__main__":

@@ -67,9 +67,10 @@ def bare_route(stack: Stack, size: int) -> Iterator[int]:
         server.wait(80)
 
 
-def load(port: int, seconds: float, connections: int) -> dict[str, float]:
+def load(port: int, seconds: float, connections: int, document: dict[str, Any] | None = None) -> dict[str, float]:
     """What bench/load.py tells: rate, p50_ms, p99_ms; a rate of 0 where nobody listens."""
-    command = [sys.executable, "-m", "bench.load", str(port), str(seconds), str(connections), json.dumps(request())]
+    body = json.dumps(document or request())
+    command = [sys.executable, "-m", "bench.load", str(port), str(seconds), str(connections), body]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if "ConnectionRefusedError" in told.stderr:
         return {"rate": 0}

@@ -10,6 +10,8 @@ from click.testing import CliRunner
 
 from bench import all as every
 from bench import scale
+from bench.beside import __main__ as beside
+from bench.beside import contenders
 from bench.rig import Figure
 
 ROOT = Path(__file__).parents[2]
@@ -29,9 +31,13 @@ def test_every_benchmark_says_what_it_measures_and_takes(name):
 
 def test_the_page_shows_how_to_run_each_benchmark_and_no_other():
     shown = re.findall(r"python -m bench\.(\w+)(.*?)(?:`|$)", PAGE, re.MULTILINE)
-    assert {name for name, _ in shown} == {*every.BENCHMARKS, "all"}
-    known = {name: options(importlib.import_module(f"bench.{name}").main) for name, _ in shown}
+    assert {name for name, _ in shown} == {*every.BENCHMARKS, "all", "beside"}
+    known = {name: options(command_of(name)) for name, _ in shown}
     assert [(n, o) for n, rest in shown for o in re.findall(r"--\w+", rest) if o not in known[n]] == []
+
+
+def command_of(name: str) -> click.Command:
+    return importlib.import_module("bench.beside.__main__" if name == "beside" else f"bench.{name}").main
 
 
 def options(command: click.Command) -> set[str]:
@@ -97,3 +103,18 @@ def test_one_benchmark_taken_apart_leaves_the_results_of_the_others():
     assert "7 ms" not in shown
     assert shown.count("`depth` apart from the others.") == 1
     assert shown.count("| next |") == 2
+
+
+def test_each_rival_has_its_module_is_locked_and_has_a_row_that_leaves_empty_what_it_has_not():
+    modules = {path.stem for path in (ROOT / "bench/beside/rivals").glob("with_*.py")}
+    assert modules == {f"with_{name}" for name in contenders.RIVALS}
+    lock = (ROOT / "requirements/beside.txt").read_text()
+    assert [r.package for r in contenders.RIVALS.values() if f"\n{r.package}==" not in lock] == []
+    least = {"overhead_ms": 1, "overhead_p90_ms": 2, "share": 0.9, "kept": 20, "kept_seconds": 9}
+    shown = beside.table({"ray": {"version": "2", "machine": ran("overhead", 1)["machine"], "figures": least}})
+    assert "| ray 2 | 1.0, 2.0 ms | 0.900 |  | 20 in 9 s |  |" in shown
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "bench/beside/rivals").glob("*.py")), ids=lambda path: path.stem)
+def test_what_a_rival_runs_imports_nothing_of_darkroom(path):
+    assert re.findall(r"^\s*(?:from|import) (?:app|tests|bench\.rig)\b", path.read_text(), re.MULTILINE) == []

@@ -296,6 +296,7 @@ def test_tools_says_what_is_missing_and_changes_nothing(checkout):
     result = checkout.run("script/tools", "missing")
     assert (result.returncode, result.stderr) == (0, "")
     assert {"node_packages", "celery_exporter"} <= set(result.stdout.split())
+    assert "beside" not in result.stdout.split(), "the rivals of a benchmark are no tool of the tests"
     assert not (checkout.root / "var").exists()
 
 
