@@ -86,19 +86,7 @@ class Job:
 
     def message(self) -> dict[str, Any]:
         """What travels through the broker: enough to make a lost record again."""
-        return {
-            "task_id": self.task_id,
-            "queue": self.queue,
-            "deadline_seconds": self.deadline_seconds,
-            "max_attempts": self.max_attempts,
-            "client_ref": self.client_ref,
-            "caller": self.caller,
-            "rerun_of": self.rerun_of,
-            "traceparent": self.traceparent,
-            "webhook_url": self.webhook_url,
-            "webhook_events": self.webhook_events,
-            **self.params.model_dump(),
-        }
+        return {name: getattr(self, name) for name in _OWN} | self.params.model_dump()
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> "Job":
