@@ -72,11 +72,13 @@ end
 
 local function holds(token) return running(get('phase')) and get('token') == token end
 
--- What one step of this model takes a worker, in seconds, as an average in which the last ten jobs count most. Jobs that
--- were made together share their time.
+-- What one step of this model takes a worker, in seconds, as an average in which the last ten jobs count most. Only the
+-- model's own time: what else a job costs does not grow with its steps. Jobs that were made together share their time.
 local function learn(steps)
-  local together = cjson.decode(get('metrics') or '{}').batch_size or 1
-  local took = (now - time('started_at')) / math.max(steps, 1) / together
+  local metrics = cjson.decode(get('metrics') or '{}')
+  -- What an earlier attempt had made already took none.
+  if not metrics.inference_ms then return end
+  local took = metrics.inference_ms / 1000 / math.max(steps, 1) / (metrics.batch_size or 1)
   local before = tonumber(redis.call('HGET', 'models:step_seconds', get('model_version')) or '')
   redis.call('HSET', 'models:step_seconds', get('model_version'), before and before * 0.8 + took * 0.2 or took)
 end

@@ -22,7 +22,7 @@ from app.jobs import EVENTS, JobStore, Terms
 from app.record import TRANSITIONS, Job, Phase, Status
 from app.services import make_redis
 from tests.stack import until
-from tests.things import deadline_passes, indexes, job, lease_runs_out
+from tests.things import deadline_passes, indexes, job, lease_runs_out, params
 
 RESULT = {"images": "[]", "metrics": "{}", "worker_version": "1"}
 
@@ -358,6 +358,23 @@ def test_what_killed_its_workers_is_kept_in_quarantine(jobs, redis):
     task_id = reach(jobs, Phase.QUEUED)
     jobs.fail(task_id, Internal("over"), quarantine=True)
     assert indexes(redis, task_id) == {"quarantine"}
+
+
+def test_what_a_step_takes_is_learned_from_the_time_of_the_model_alone(jobs):
+    def typical(steps, **metrics):
+        new = job()
+        jobs.create(new)
+        jobs.claim(new.task_id, "t1", "worker-1", 3)
+        jobs.advance(new.task_id, "t1", Phase.RUNNING)
+        jobs.renew(new.task_id, "t1", steps, steps)
+        jobs.succeed(new.task_id, "t1", RESULT | {"metrics": json.dumps(metrics)})
+        return jobs.standing(new).typical_seconds(params(num_inference_steps=10))
+
+    assert typical(1, queue_ms=0) is None
+    assert typical(1, inference_ms=500, upload_ms=90_000) == pytest.approx(5)
+    assert typical(4, inference_ms=4000, batch_size=2) == pytest.approx(5)
+    assert typical(100, upload_ms=90_000) == pytest.approx(5)
+    assert typical(2, inference_ms=2000) == pytest.approx(6)
 
 
 def test_a_confirmed_job_need_not_be_published_again(jobs, redis):
