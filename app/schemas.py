@@ -3,6 +3,7 @@
 The OpenAPI document is made from these types, so their descriptions are the reference documentation.
 """
 
+import functools
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
@@ -101,6 +102,16 @@ class ModelPath(BaseModel):
 
 class _Query(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
+        """As pydantic makes it, but once: flask-openapi3 asks for it with each request, a quarter of a GET's time."""
+        return super().model_json_schema(*args, **options) if args or options else _schema(cls)
+
+
+@functools.cache
+def _schema(query: type[_Query]) -> dict[str, Any]:
+    return query.model_json_schema(by_alias=True)
 
 
 class TaskQuery(_Query):
