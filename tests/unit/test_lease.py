@@ -4,6 +4,7 @@ import threading
 
 import pytest
 
+from app import lease
 from app.errors import Canceled, ClaimLost, Internal
 from app.jobs import JobStore
 from app.lease import Lease
@@ -27,85 +28,99 @@ def claimed(jobs):
     return new.task_id
 
 
+@pytest.fixture
+def unasked(monkeypatch):
+    """No lease looks after itself: what is told is told because something was said."""
+    monkeypatch.setattr(lease, "LISTEN", 1000)
+
+
 def end_of(services, task_id):
     return services.redis.zscore("jobs:leases", task_id)
 
 
-def test_a_lease_is_renewed_again_and_again_without_a_step(services, jobs, claimed):
-    jobs, first = JobStore(services.redis, result_ttl=60, lease=1), end_of(services, claimed)
+def test_a_lease_is_renewed_again_and_again_without_a_step(services, jobs, claimed, unasked):
+    jobs, first = JobStore(services.redis, result_ttl=60, lease=2), end_of(services, claimed)
     jobs.renew(claimed, "t1")
 
     def outlived_itself():
         assert jobs.claim(claimed, "t2", "worker-2", 3).verdict == "held"
-        return end_of(services, claimed) > first + 2
+        return end_of(services, claimed) > first + 4
 
-    with Lease(jobs, claimed, "t1", 1):
+    with Lease(jobs, claimed, "t1", 2):
         until(outlived_itself, 10, "the lease outlives itself")
 
 
 def test_a_lease_ends_with_its_work(services, jobs, claimed):
-    with Lease(jobs, claimed, "t1", SECONDS) as lease:
+    with Lease(jobs, claimed, "t1", SECONDS) as held:
         pass
-    lease._thread.join(10)
-    assert not lease._thread.is_alive()
+    held._thread.join(10)
+    assert not held._thread.is_alive()
     assert until(lambda: jobs.requeue(claimed), 10, "the lease runs out")
 
 
-def test_who_follows_is_told_that_the_model_works_and_how_far_it_is(jobs, claimed):
+def test_a_lease_that_has_ended_is_not_renewed_once_more(services, jobs, claimed, unasked):
+    last = end_of(services, claimed)
+    with Lease(jobs, claimed, "t1", 1000) as ended:
+        pass
+    ended._thread.join(10)
+    assert end_of(services, claimed) == last
+
+
+def test_who_follows_is_told_that_the_model_works_and_how_far_it_is(jobs, claimed, unasked):
     def stored():
         found = jobs.get(claimed)
         return found.phase, found.step, found.steps
 
-    with Lease(jobs, claimed, "t1", 1000) as lease:
-        lease.begin()
+    with Lease(jobs, claimed, "t1", 1000) as held:
+        held.begin()
         until(lambda: stored() == (Phase.RUNNING, 0, None), 10, "the beginning is told")
-        lease.step(2, 8)
+        held.step(2, 8)
         until(lambda: stored() == (Phase.RUNNING, 2, 8), 10, "the step is told")
 
 
 def test_the_next_phase_begins_when_all_that_was_said_is_told(jobs, claimed):
-    with Lease(jobs, claimed, "t1", 1000) as lease:
-        lease.begin()
-        lease.step(8, 8)
-        lease.advance(Phase.UPLOADING)
+    with Lease(jobs, claimed, "t1", 1000) as held:
+        held.begin()
+        held.step(8, 8)
+        held.advance(Phase.UPLOADING)
         assert (jobs.get(claimed).phase, jobs.get(claimed).step) == (Phase.UPLOADING, 8)
 
 
 def test_a_lost_claim_stops_the_work_at_a_step_soon_after(services, jobs, claimed):
-    with Lease(jobs, claimed, "t1", 1000) as lease:
+    with Lease(jobs, claimed, "t1", 1000) as held:
         lease_runs_out(services.redis, claimed)
         assert jobs.claim(claimed, "t2", "worker-2", 3).verdict == "claimed"
-        assert until(lambda: refused(lease) is ClaimLost, 10, "the work is stopped")
+        assert until(lambda: refused(held) is ClaimLost, 10, "the work is stopped")
         with pytest.raises(ClaimLost):
-            lease.advance(Phase.UPLOADING)
+            held.advance(Phase.UPLOADING)
 
 
 def test_a_canceled_job_is_stopped_without_a_word_from_its_model_about_steps(jobs, claimed):
-    with Lease(jobs, claimed, "t1", 1000) as lease:
+    with Lease(jobs, claimed, "t1", 1000) as held:
         jobs.cancel(claimed)
-        until(lambda: lease._refusal, 10, "the thread hears it")
+        until(lambda: held._refusal, 10, "the thread hears it")
         with pytest.raises(Canceled):
-            lease.begin()
+            held.begin()
         with pytest.raises(Canceled):
-            lease.check()
+            held.check()
 
 
 def test_a_job_canceled_at_its_last_step_goes_no_further(jobs, claimed):
-    with Lease(jobs, claimed, "t1", 1000) as lease:
-        lease.begin()
+    with Lease(jobs, claimed, "t1", 1000) as held:
+        held.begin()
         jobs.cancel(claimed)
-        lease.step(8, 8)
+        held.step(8, 8)
         with pytest.raises(Canceled):
-            lease.advance(Phase.UPLOADING)
+            held.advance(Phase.UPLOADING)
 
 
 def test_a_refusal_that_the_thread_heard_needs_no_store_to_stop_the_work(jobs, claimed):
-    with Lease(jobs, claimed, "t1", SECONDS) as lease:
+    with Lease(jobs, claimed, "t1", SECONDS) as held:
         jobs.fail(claimed, Internal("over"))
-        until(lambda: lease._refusal, 10, "the thread hears it")
-        lease._jobs = None
+        until(lambda: held._refusal, 10, "the thread hears it")
+        held._jobs = None
         with pytest.raises(ClaimLost):
-            lease.step(1, 8)
+            held.step(1, 8)
 
 
 def test_the_work_goes_on_while_the_store_does_not_answer(jobs, claimed):
@@ -121,18 +136,18 @@ def test_the_work_goes_on_while_the_store_does_not_answer(jobs, claimed):
 
         renew = staticmethod(jobs.renew)
 
-    with Lease(Hanging(), claimed, "t1", 1000) as lease:
-        lease.begin()
+    with Lease(Hanging(), claimed, "t1", 1000) as held:
+        held.begin()
         assert asked.wait(10)
         for step in (1, 2, 3):
-            lease.step(step, 3)
+            held.step(step, 3)
         away.set()
         until(lambda: jobs.get(claimed).step == 3, 10, "what was said last is told")
 
 
-def refused(lease):
+def refused(held):
     try:
-        lease.step(1, 8)
+        held.step(1, 8)
     except (Canceled, ClaimLost) as refusal:
         return type(refusal)
     return None
