@@ -8,6 +8,7 @@ from PIL import Image
 
 from app.errors import Canceled, DeviceLost, GpuOutOfMemory, SafetyBlocked
 from app.record import output_name
+from tests.stack import until
 from tests.things import job, lease_runs_out, params, runner
 
 SIGTERM = -(256 - signal.SIGTERM)
@@ -121,12 +122,22 @@ def test_who_cancels_within_a_batch_ends_alone(services, queue, gone):
     assert services.jobs.get(jobs[gone].task_id).error["code"] == "canceled"
 
 
-def test_a_batch_that_everybody_has_left_stops_at_its_next_step(services, queue):
-    jobs = queue(2)
-    press = Press(during=lambda: [services.jobs.cancel(each.task_id) for each in jobs])
+def test_a_batch_that_everybody_has_left_stops_at_a_step_soon_after(services, queue):
+    jobs, heard = queue(2), []
+
+    class Endless(Press):
+        def together(self, jobs, on_steps):
+            self.during()
+            try:
+                until(lambda: any(told(1, 1000) for told in on_steps), 10, "the batch is stopped")
+            except Canceled:
+                heard.append(len(jobs))
+                raise
+
+    press = Endless(during=lambda: [services.jobs.cancel(each.task_id) for each in jobs])
     with pytest.raises(Canceled):
         turn(services, press, jobs[0])
-    assert (press.calls, states(services, jobs)) == ([2], ["FAILED", "FAILED"])
+    assert (heard, states(services, jobs)) == ([2], ["FAILED", "FAILED"])
 
 
 def test_a_job_whose_claim_was_lost_is_left_to_its_new_worker(services, queue):
