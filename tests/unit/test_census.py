@@ -58,6 +58,11 @@ def test_a_submission_that_was_undone_is_not_open(services, told):
     assert told()["darkroom_jobs_open", "tiny-scenes-1"] == 0
 
 
+def test_an_id_that_a_lost_record_left_behind_is_not_open(services, told):
+    services.redis.zadd("jobs:model:tiny-scenes-1", {"ghost": services.jobs.now() - 7200})
+    assert told()["darkroom_jobs_open", "tiny-scenes-1"] == 0
+
+
 def test_the_first_in_line_tells_for_how_long(services, told):
     new = job(queue="gen.tiny")
     services.jobs.create(new)

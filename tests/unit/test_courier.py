@@ -146,6 +146,29 @@ def test_an_outage_of_the_broker_ends_the_sweep_and_loses_nothing(services, publ
     assert ids(published) == [task_id]
 
 
+def test_an_outage_of_the_broker_is_met_once_in_a_sweep(services):
+    asked = []
+
+    def refuse(job):
+        asked.append(job.task_id)
+        raise BrokerUnavailable
+
+    for _ in range(3):
+        lost(services.jobs, services.redis)
+    with pytest.raises(BrokerUnavailable):
+        Courier(dataclasses.replace(services, publish=refuse)).sweep()
+    assert len(asked) == 1
+
+
+def test_only_a_message_that_two_looks_miss_is_sent_again(courier, services, published):
+    task_id = queued(services.jobs)
+    services.redis.zadd("jobs:queued:gen.tiny", {task_id: services.jobs.now() - 31})
+    courier.sweep()
+    assert published == []
+    courier.sweep()
+    assert ids(published) == [task_id]
+
+
 def test_an_outage_of_the_store_does_not_end_the_courier(services, settings):
     away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
     Courier(build(away, "courier")).sweep_if_first()

@@ -160,6 +160,20 @@ def test_a_picture_larger_than_promised_ends_the_job_whoever_sees_it(services, p
     assert (ended.status, ended.error["code"], published) == (Status.FAILED, "input_invalid", [])
 
 
+def test_a_picture_as_large_as_promised_is_taken(services, published):
+    exact = services.settings.model_copy(update={"upload_max_bytes": len(picture())})
+    intake = Intake(dataclasses.replace(services, settings=exact))
+    job, _ = submit(intake, input_image=True)
+    services.storage.put(input_name(job.task_id), picture(), "image/png")
+    assert intake.start(job).phase is Phase.QUEUED
+
+
+def test_who_asks_for_the_same_again_names_its_seed(intake):
+    job, _ = submit(intake)
+    again = intake.rerun(job, ANYONE)
+    assert (job.params.seed_drawn, again.params.seed_drawn, again.params.seed) == (True, False, job.params.seed)
+
+
 def test_what_is_no_longer_queued_is_not_published_again_but_confirmed(intake, services, published):
     job, _ = submit(intake)
     published.clear()

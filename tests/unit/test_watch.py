@@ -215,3 +215,13 @@ def test_a_claim_that_a_follower_has_seen_already_is_no_progress(watch, jobs):
     watch._tell({"task_id": task_id, "phase": "STARTING", "status": "PENDING", "version": 1, "step": 0})
     jobs.fail(task_id, Internal(), "t1")
     assert next(events).job.phase == "DONE"
+
+
+def test_what_a_follower_is_told_late_has_no_number_before_the_last(watch, jobs):
+    task_id = queued(jobs)
+    jobs.claim(task_id, "t1", "worker-1", 3)
+    events = watch.follow(lambda: jobs.get(task_id))
+    first = next(events)
+    watch._tell({"task_id": task_id, "phase": "STARTING", "status": "PENDING", "version": 0, "step": 1, "steps": 8})
+    late = next(events)
+    assert (late.kind, late.version) == ("progress", first.version)
