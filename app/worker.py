@@ -188,8 +188,9 @@ class ModelGate(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool",)
 
     def start(self, parent: Any) -> None:
-        services = build(settings_module.load(), "worker")
-        while (worker := services.workers.get(parent.hostname)) is None or worker.state == "loading":
+        # Without a worker's patience: who is told to stop must hear it while the store is away.
+        workers = WorkerRegistry(make_redis(settings_module.load(), "courier"))
+        while (worker := _known(workers, parent.hostname)) is None or worker.state == "loading":
             if not all(process.is_alive() for process in _children(parent)):
                 raise SystemExit("The worker's child died while it was loading its models.")
             if celery_state.should_stop is not None:
@@ -200,12 +201,19 @@ class ModelGate(bootsteps.StartStopStep):
         if worker.state == "failed":
             raise SystemExit(worker.reason)
         log.info("worker.ready", worker=parent.hostname, models=list(worker.models))
-        threading.Thread(target=_end_when_failed, args=(services, parent.hostname), daemon=True).start()
+        threading.Thread(target=_end_when_failed, args=(workers, parent.hostname), daemon=True).start()
 
 
-def _end_when_failed(services: Services, name: str) -> None:
+def _known(workers: WorkerRegistry, name: str) -> WorkerState | None:
+    """How this worker stands; None while nobody has said so, or the store is away."""
+    with suppress(StoreUnavailable):
+        return workers.get(name)
+    return None
+
+
+def _end_when_failed(workers: WorkerRegistry, name: str) -> None:
     """A replacement child that cannot load its models must end the worker: its supervisor starts it afresh."""
-    while (worker := services.workers.get(name)) is None or worker.state != "failed":
+    while (worker := _known(workers, name)) is None or worker.state != "failed":
         time.sleep(0.5)
     log.error("worker.models_failed", worker=name, reason=worker.reason)
     _gave_up.set()

@@ -70,6 +70,7 @@ def test_a_worker_that_is_told_to_stop_leaves_although_redis_is_away(stack):
     stack.start("web")
     worker = stack.start("worker")
     stack.ready("steady")
+    until(lambda: worker.wrote("worker.ready"), 20, "the worker has heard of its child")
     with redis.Redis.from_url(stack.settings["REDIS_URL"]) as client:
         client.shutdown(nosave=True)
     until(lambda: worker.wrote("broker lost"), 20, "the worker misses its broker")
@@ -79,3 +80,12 @@ def test_a_worker_that_is_told_to_stop_leaves_although_redis_is_away(stack):
     # Whose child it is now may not have looked at its end yet.
     until(lambda: not any(runs(child) for child in children), 10, "its child has ended too")
     assert not worker.wrote("Exception in thread")
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_told_to_stop_before_it_ever_reached_redis_leaves(stack):
+    worker = stack.start("worker", REDIS_URL="redis://127.0.0.1:1/0")
+    children = until(lambda: worker.children, 30, "it has a child")
+    worker.process.terminate()
+    worker.process.wait(15)
+    until(lambda: not any(runs(child) for child in children), 10, "its child has ended too")
