@@ -229,24 +229,28 @@ def first(contender: Contender) -> Contender:
     return contender
 
 
-def _rivals() -> Iterator[Rival]:
-    module = "bench.beside.rivals.with_{}".format
+def _module(name: str) -> str:
+    return f"bench.beside.rivals.with_{name}"
+
+
+def _queues() -> Iterator[Rival]:
+    """Those that keep what was submitted, whoever dies."""
     yield Rival(
-        "celery", "celery", ["celery", "-A", module("celery"), "worker", "--concurrency", "1"],
+        "celery", "celery", ["celery", "-A", _module("celery"), "worker", "--concurrency", "1"],
         "RabbitMQ, publishes confirmed, acks late, reject on worker lost, prefetch 1; told by Redis' channel",
     )  # fmt: skip
     yield Rival(
-        "dramatiq", "dramatiq", ["dramatiq", module("dramatiq"), "--processes", "1", "--threads", "1"],
+        "dramatiq", "dramatiq", ["dramatiq", _module("dramatiq"), "--processes", "1", "--threads", "1"],
         "RabbitMQ, publishes confirmed, acks when done (its default), results in Redis; told by a blocking read",
     )  # fmt: skip
     yield Rival(
         "taskiq", "taskiq",
-        ["taskiq", "worker", f"{module('taskiq')}:broker", "--workers", "1", "--max-async-tasks", "1",
+        ["taskiq", "worker", f"{_module('taskiq')}:broker", "--workers", "1", "--max-async-tasks", "1",
          "--ack-type", "when_saved"],
         "RabbitMQ by aio-pika, acks when saved (its default), prefetch 1 (10); told by asking every 10 ms (200 ms)",
     )  # fmt: skip
     yield Rival(
-        "arq", "arq", ["arq", f"{module('arq')}.WorkerSettings"],
+        "arq", "arq", ["arq", f"{_module('arq')}.WorkerSettings"],
         "Redis with its append-only file; worker and client ask every 10 ms (500 ms), job timeout 30 s (300 s)",
     )  # fmt: skip
     yield Rival(
@@ -255,24 +259,28 @@ def _rivals() -> Iterator[Rival]:
         "Redis with its append-only file, 3 retries (none), a process for each job (its default), lost jobs looked for "
         "every 5 s (600 s); told by a blocking read",
     )  # fmt: skip
+
+
+def _servers() -> Iterator[Rival]:
+    """Those whose answer is the result."""
     yield Rival(
-        "litserve", "litserve", ["python", "-m", module("litserve"), "{port}", "{most}"],
+        "litserve", "litserve", ["python", "-m", _module("litserve"), "{port}", "{most}"],
         "one worker; no queue that outlives it: the answer is the result", serves=True, batches=True,
     )  # fmt: skip
     serve = ["python", "-m", "bentoml", "serve", "--host", "127.0.0.1", "--port", "{port}"]
     yield Rival(
-        "bentoml", "bentoml", [*serve, f"{module('bentoml')}:Sleeping"],
+        "bentoml", "bentoml", [*serve, f"{_module('bentoml')}:Sleeping"],
         "one worker, one thread; no queue that outlives it: the answer is the result", serves=True, batches=True,
-        drawing=[*serve, f"{module('bentoml')}:Drawing"],
+        drawing=[*serve, f"{_module('bentoml')}:Drawing"],
     )  # fmt: skip
     yield Rival(
-        "ray", "ray", ["python", "-m", module("ray"), "{port}", "{most}"],
+        "ray", "ray", ["python", "-m", _module("ray"), "{port}", "{most}"],
         "Ray Serve, one replica, one request at a time (5); no queue that outlives its proxy: the answer is the result",
         serves=True, batches=True,
     )  # fmt: skip
 
 
-RIVALS = {rival.name: rival for rival in _rivals()}
+RIVALS = {rival.name: rival for rival in (*_queues(), *_servers())}
 NAMES = ["darkroom", *RIVALS]
 
 

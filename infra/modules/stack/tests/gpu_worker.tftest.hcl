@@ -1,0 +1,75 @@
+# The machines with GPUs, in their ordinary shape: each run says only what is different in it.
+
+mock_provider "google" {}
+
+variables {
+  project        = "a-project"
+  region         = "europe-west4"
+  worker_version = "0.1.0-1234567"
+  name           = "darkroom-worker"
+  subnetwork     = "workers"
+  account        = "worker@p"
+  image          = "hub/darkroom/darkroom-worker"
+  queue          = "gen.sdxl"
+  secret_prefix  = "darkroom"
+  storage_url    = "gs://pictures"
+  result_ttl     = 604800
+  gpus           = 2
+  machines       = { min = 2, max = 8 }
+}
+
+run "the_workers" {
+  command = apply
+  module { source = "../gpu_worker" }
+
+  assert {
+    condition     = length(one(google_compute_region_instance_template.this.network_interface).access_config) == 0
+    error_message = "A worker has no public address."
+  }
+  assert {
+    condition     = strcontains(google_compute_region_instance_template.this.metadata["user-data"], "darkroom-worker@1.service")
+    error_message = "Each GPU has a worker."
+  }
+  assert {
+    condition     = one(google_compute_region_instance_group_manager.this.all_instances_config).metadata["darkroom-version"] == "0.1.0-1234567"
+    error_message = "A new machine begins with the version it was told."
+  }
+  assert {
+    condition     = one(one(google_compute_region_autoscaler.this.autoscaling_policy).metric).single_instance_assignment == 8
+    error_message = "Four jobs for each GPU."
+  }
+  assert {
+    condition     = one(google_compute_region_instance_template.this.scheduling).on_host_maintenance == "TERMINATE"
+    error_message = "A machine with a GPU cannot be moved."
+  }
+}
+
+run "workers_whose_logs_are_sent" {
+  command = apply
+  module { source = "../gpu_worker" }
+  variables {
+    elasticsearch = "https://elasticsearch.internal:9200"
+  }
+
+  assert {
+    condition     = strcontains(google_compute_region_instance_template.this.metadata["user-data"], "/usr/local/bin/darkroom-filebeat")
+    error_message = "Filebeat's unit needs the script that fetches its key."
+  }
+  assert {
+    condition     = !strcontains(google_compute_region_instance_template.this.metadata["user-data"], "darkroom-collector.service")
+    error_message = "Nobody wanted traces."
+  }
+}
+
+run "workers_without_a_version" {
+  command = plan
+  module { source = "../gpu_worker" }
+  variables {
+    image          = "hub/darkroom/darkroom-worker:latest"
+    worker_version = "latest"
+    storage_url    = "file:///pictures"
+    gpus           = 3
+    machines       = { min = 0, max = 8 }
+  }
+  expect_failures = [var.image, var.worker_version, var.storage_url, var.gpus, var.machines]
+}
