@@ -421,6 +421,15 @@ def test_putting_off_what_another_has_just_taken_changes_nothing(services, ended
     assert entries(services) == before
 
 
+def test_a_courier_whose_list_is_old_neither_takes_nor_puts_off_what_another_has_delivered(services, ended, outbox):
+    entry = f"{ended()}.completed"
+    assert outbox.due() == [entry]
+    deliver(services)
+    assert outbox.claim(entry) is None
+    outbox.postpone(entry)
+    assert entries(services) == {}
+
+
 def test_an_outage_after_the_receiver_has_answered_delivers_once_more(services, ended):
     class Outage(Recorder):
         def post(self, *request):
