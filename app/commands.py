@@ -70,6 +70,7 @@ _force = click.option("--force", is_flag=True, help="Write over files that are t
 @click.option("--guidance", "guidance_scale", type=float, help="How closely to follow the prompt.")
 @click.option("--negative", "negative_prompt", help="What the picture must not show.")
 @click.option("--strength", type=float, help="How far to leave the input picture, above 0 to 1.")
+@click.option("--low", "priority", flag_value="low", help="Let every task go first that is not low.")
 @answers
 @asks
 def generate(

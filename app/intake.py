@@ -205,7 +205,7 @@ class Intake:
 
     def _terms(self, request: GenerateRequest | None, caller: Caller, key: str) -> Terms:
         """The client's own words make the digest, so that a seed drawn for it is not part of them."""
-        text = request.model_dump_json() if request else ""
+        text = request.model_dump_json(exclude_defaults=True) if request else ""
         return Terms(
             ticket=f"{caller.name}:{key}" if key else "",
             digest=hashlib.sha256(text.encode()).hexdigest(),

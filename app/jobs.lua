@@ -1,5 +1,5 @@
 -- Every change of a job's record. One call is one move: it checks the state, writes, keeps the time-sorted
--- indexes in step, and tells the subscribers. jobs.py puts the table ALLOWED (TRANSITIONS of record.py) in front.
+-- indexes in step, and tells the subscribers. jobs.py puts ALLOWED (TRANSITIONS of record.py) and LATER in front.
 --   KEYS[1] the record; ARGV[1] the move, ARGV[2] the task id, then what the move needs.
 -- Answers {verdict, ...}. Times are seconds by Redis' own clock, so that no two machines' clocks matter.
 local key, id = KEYS[1], ARGV[2]
@@ -39,7 +39,7 @@ local enter = {
     stamp('queued_at')
     put('token', 'none')
     index('unconfirmed', now)
-    index('queued:' .. get('queue'), now)
+    index('queued:' .. get('queue'), get('priority') == 'low' and now + LATER or now)
     unindex('leases')
   end,
   STARTING = function()

@@ -32,6 +32,8 @@ EVENTS = "jobs:events"
 DISCARDED_TTL = 3600
 DELETED_TTL = 86_400
 TICKET_TTL = 86_400
+# A job of low priority stands in line as if it had come so many seconds later.
+LATER = 86_400
 
 # What says that Redis is away, and not that we asked for something wrong.
 _AWAY = (RedisConnectionError, RedisTimeoutError)
@@ -242,10 +244,11 @@ class JobStore:
         return [Waiting(task_id, Params.model_validate_json(params)) for task_id, params in found if params]
 
     def queued_before(self, queue: str, seconds: float, limit: int = 1000) -> list[str]:
-        """Ids that have waited in this queue for longer than that, the oldest first."""
-        until = self.now() - seconds
-        found = ask(lambda: self._redis.zrangebyscore(f"jobs:queued:{queue}", "-inf", until, 0, limit))
-        return cast("list[str]", found)
+        """Ids that have waited in this queue for longer than that, the first in line in front."""
+        key, now = f"jobs:queued:{queue}", self.now()
+        found: list[str] = ask(lambda: self._redis.zrangebyscore(key, "-inf", now - seconds, 0, limit))
+        low = ask(lambda: self._redis.zrangebyscore(key, f"({now}", now + LATER - seconds, 0, limit))
+        return [*found, *low][:limit]
 
     def queue_depth(self, queue: str) -> int:
         """How many jobs wait for a worker of this queue."""
@@ -321,6 +324,6 @@ def _pairs(flat: list[str]) -> dict[str, str]:
 
 
 def _table() -> str:
-    """TRANSITIONS as Lua source, so that the table stands in one place only."""
+    """TRANSITIONS and LATER as Lua source, so that they stand in one place only."""
     rows = (f"{old} = {{{', '.join(f'{new} = true' for new in sorted(news))}}}" for old, news in TRANSITIONS.items())
-    return f"local ALLOWED = {{{', '.join(rows)}}}\n"
+    return f"local ALLOWED, LATER = {{{', '.join(rows)}}}, {LATER}\n"

@@ -3,7 +3,7 @@
 A message is one turn at a worker, no more. Where models share a worker that cannot hold them all, jobs of a model
 that is in memory go first, so that not every job pays for the loading of its model. Who is passed over keeps its
 place: the message of the job that went before it comes later, finds its own job done, and serves who waits longest.
-So there are never fewer turns than jobs.
+So there are never fewer turns than jobs. The message of a job of low priority is a turn for who is first in line.
 """
 
 import time
@@ -45,8 +45,9 @@ class Line:
 
     def turns(self, own: Job) -> Iterator[str]:
         """Ids to claim on the message of `own`, one after the other until one is had."""
+        may_choose = self._may_choose or own.params.priority == "low"
         # One that is not queued may have lost its record, which only its own message can make again.
-        if self._may_choose and self.jobs.standing(own).position is not None:
+        if may_choose and self.jobs.standing(own).position is not None:
             yield from self._next(own.queue)
         yield own.task_id
         yield from self._next(own.queue)
@@ -76,10 +77,12 @@ class Line:
         # Where all models are in memory there is hardly a choice.
         far = FAR if self._may_choose else LOOK
         line = [waiting for waiting in self.jobs.line(queue, far) if waiting.params.model_version in self.models]
-        at_hand = (waiting for waiting in line if waiting.params.model_version in self.models.loaded)
         for first in line[:1]:
-            chosen = next(at_hand, first)
+            chosen = next((waiting for waiting in line if self._is_at_hand(waiting, first.params.priority)), first)
             yield (chosen if self._may_pass_over(first, chosen) else first).task_id
+
+    def _is_at_hand(self, waiting: Waiting, priority: str) -> bool:
+        return waiting.params.model_version in self.models.loaded and waiting.params.priority == priority
 
     def _may_pass_over(self, first: Waiting, chosen: Waiting) -> bool:
         now = self.clock()

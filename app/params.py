@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from app.errors import InvalidRequest
 from app.models import ModelSpec
-from app.schemas import MAX_SEED, GenerateRequest
+from app.schemas import MAX_SEED, GenerateRequest, Priority
 
 
 class Params(BaseModel):
@@ -31,6 +31,7 @@ class Params(BaseModel):
     input_url: str | None = None
     mask_url: str | None = None
     scheduler: str | None = None
+    priority: Priority = "normal"
     # Nobody asked for this very picture, so its last bits may depend on what is made at once with it.
     seed_drawn: bool = False
 
@@ -45,7 +46,7 @@ def resolve(request: GenerateRequest, spec: ModelSpec) -> Params:
     """Fill in the model's defaults and check its limits; raises InvalidRequest naming each field at fault."""
     chosen = {name: _first(getattr(request, name), default) for name, default in spec.defaults}
     _check(request, spec, chosen)
-    own = ("prompt", "negative_prompt", "num_images", "output_format", "input_url", "mask_url")
+    own = ("prompt", "negative_prompt", "num_images", "output_format", "input_url", "mask_url", "priority")
     return Params(
         model_version=spec.model_version,
         seed=_first(request.seed, secrets.randbelow(MAX_SEED + 1)),

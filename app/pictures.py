@@ -114,8 +114,10 @@ def reread(data: bytes, params: Params, index: int) -> Picture | None:
         return None
 
 
+# What a picture does not depend on, is told otherwise, or leads to what may be gone.
+_NO_PART = {"seed", "seed_drawn", "num_images", "output_format", "input_url", "mask_url", "priority"}
+
+
 def _recipe(params: Params) -> dict[str, str]:
-    recipe = params.model_dump(
-        exclude={"seed", "seed_drawn", "num_images", "output_format", "input_url", "mask_url"}, exclude_none=True
-    )
+    recipe = params.model_dump(exclude=_NO_PART, exclude_none=True)
     return {name: str(value) for name, value in recipe.items()}

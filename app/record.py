@@ -86,7 +86,8 @@ class Job:
 
     def message(self) -> dict[str, Any]:
         """What travels through the broker: enough to make a lost record again."""
-        return {name: getattr(self, name) for name in _OWN} | self.params.model_dump()
+        # Without what equals the defaults: a worker of the version before knows no field that was added since.
+        return {name: getattr(self, name) for name in _OWN} | self.params.model_dump(exclude_defaults=True)
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> "Job":
@@ -147,6 +148,7 @@ def to_record(job: Job) -> dict[str, str | int | float]:
         "params": job.params.model_dump_json(exclude_defaults=True),
         "queue": job.queue,
         "model_version": job.params.model_version,
+        "priority": None if job.params.priority == "normal" else job.params.priority,
         "phase": job.phase,
         "status": job.status,
         "attempt": job.attempt,

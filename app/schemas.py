@@ -18,6 +18,7 @@ Text = Annotated[str, StringConstraints(max_length=2000, pattern=r"^[^\x00-\x08\
 
 
 WebhookEvent = Literal["started", "completed"]
+Priority = Literal["normal", "low"]
 
 
 class _Strict(BaseModel):
@@ -60,6 +61,9 @@ class GenerateRequest(_Strict):
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Drawn and told when it is left out.")] = None
     num_images: Annotated[int, Field(ge=1, le=100, description="Made with seed, seed + 1, …")] = 1
     output_format: Literal["png"] = "png"
+    priority: Annotated[
+        Priority, Field(description="`low` lets every normal task of its queue go first that comes within a day.")
+    ] = "normal"
     deadline_seconds: Annotated[int | None, Field(ge=1, le=604_800, description="Give up after this long.")] = None
     webhook_url: Annotated[
         str | None, Field(max_length=2000, description="An https address of yours that is told what happened.")
