@@ -247,7 +247,8 @@ class JobStore:
         """Ids that have waited in this queue for longer than that, the first in line in front."""
         key, now = f"jobs:queued:{queue}", self.now()
         found: list[str] = ask(lambda: self._redis.zrangebyscore(key, "-inf", now - seconds, 0, limit))
-        low = ask(lambda: self._redis.zrangebyscore(key, f"({now}", now + LATER - seconds, 0, limit))
+        # Whoever came this moment stands before the low ones.
+        low = ask(lambda: self._redis.zrangebyscore(key, now + seconds, now + LATER - seconds, 0, limit))
         return [*found, *low][:limit]
 
     def queue_depth(self, queue: str) -> int:

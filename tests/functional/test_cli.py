@@ -115,11 +115,12 @@ def test_every_wish_reaches_the_model(darkroom):
         "3",
         "--model",
         "steady",
+        "--low",
     ]
     done = ended(darkroom("generate", "a red star", *wishes, "--json"), 0)
     task = json.loads(done.stdout)
-    told = {name: task["params"][name] for name in ("width", "height", "num_inference_steps", "guidance_scale")}
-    assert told == {"width": 96, "height": 80, "num_inference_steps": 5, "guidance_scale": 2.5}
+    asked = {"width": 96, "height": 80, "num_inference_steps": 5, "guidance_scale": 2.5, "priority": "low"}
+    assert {name: task["params"][name] for name in asked} == asked
     assert (task["seed"], task["model_version"], task["status"]) == (3, "steady", "SUCCEEDED")
 
 

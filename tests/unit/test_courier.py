@@ -169,6 +169,19 @@ def test_only_a_message_that_two_looks_miss_is_sent_again(courier, services, pub
     assert ids(published) == [task_id]
 
 
+def test_the_lost_message_of_a_job_of_low_priority_is_missed_as_soon(courier, services, published):
+    low = job(priority="low")
+    services.jobs.create(low)
+    services.jobs.confirm(low.task_id)
+    for _ in range(3):
+        courier.sweep()
+    assert published == []
+    services.redis.zincrby("jobs:queued:gen.tiny", -31, low.task_id)
+    courier.sweep()
+    courier.sweep()
+    assert ids(published) == [low.task_id]
+
+
 def test_an_outage_of_the_store_does_not_end_the_courier(services, settings):
     away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
     Courier(build(away, "courier")).sweep_if_first()

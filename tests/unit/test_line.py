@@ -164,3 +164,51 @@ def test_two_workers_serve_a_mixed_queue_once_each(services, queue):
     done = [workers[number % 2].run(waiting.message()) for number, waiting in enumerate(jobs)]
     assert sorted(turn["task_id"] for turn in done) == sorted(waiting.task_id for waiting in jobs)
     assert {turn["verdict"] for turn in done} == {"succeeded"}
+
+
+@pytest.fixture
+def mixed(services):
+    """Two jobs of low priority and, after them, one of normal."""
+    jobs = [job(model_version=A, priority=priority) for priority in ("low", "low", "normal")]
+    for new in jobs:
+        services.jobs.create(new)
+    return jobs
+
+
+def test_a_job_of_low_priority_stands_behind_normal_ones_that_came_later(services, mixed):
+    assert [services.jobs.standing(new).position for new in mixed] == [1, 2, 0]
+
+
+def test_normal_jobs_go_first_whichever_message_comes_and_the_low_ones_have_their_turn_then(services, mixed):
+    first, second, normal = mixed
+    worker = runner(services, Shelf(A))
+    served = [worker.run(new.message())["task_id"] for new in mixed]
+    assert served == [normal.task_id, first.task_id, second.task_id]
+
+
+def test_a_turn_that_goes_on_takes_normal_jobs_before_low_ones(services, mixed):
+    *_, normal = mixed
+    runner(services, Shelf(A), turn=30).run(mixed[1].message())
+    began = {new.task_id: services.jobs.get(new.task_id).started_at for new in mixed}
+    assert min(began, key=began.get) == normal.task_id
+
+
+def test_a_job_of_low_priority_has_waited_for_a_day_when_normal_ones_pass_it_no_more(services, mixed):
+    low, _, normal = mixed
+    services.redis.zadd("jobs:queued:gen.tiny", {normal.task_id: services.jobs.now() + 86_400})
+    assert services.jobs.standing(low).position == 0
+
+
+def test_no_normal_job_waits_for_a_low_one_whose_model_is_loaded(services, line):
+    low, normal = job(model_version=A, priority="low"), job(model_version=B)
+    for new in (low, normal):
+        services.jobs.create(new)
+    assert first_turn(line(Shelf(A, B))[0], low) == normal.task_id
+
+
+def test_the_lost_record_of_a_job_of_low_priority_is_made_again_by_its_message(services, queue):
+    queue(A)
+    lost = job(model_version=A, priority="low")
+    worker = runner(services, Shelf(A))
+    assert worker.run(lost.message()) == {"task_id": lost.task_id, "verdict": "succeeded"}
+    assert services.jobs.get(lost.task_id).params.priority == "low"

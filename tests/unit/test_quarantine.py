@@ -10,7 +10,7 @@ from app.courier import Courier
 from app.errors import AttemptsExhausted, BrokerUnavailable
 from app.messages import Unreadable, read
 from app.quarantine import MAX_BODY_BYTES, MAX_MESSAGES, MESSAGES
-from app.record import Phase, Status
+from app.record import Job, Phase, Status
 from app.tasks import GENERATE
 from app.web import create_app
 from tests.things import Letters, job, recording
@@ -71,6 +71,11 @@ def test_a_message_of_ours_is_read():
     new = job()
     letter = letter_of(new)
     assert read(letter.headers, letter.content_type, letter.body) == new
+
+
+def test_a_message_leaves_out_what_a_worker_of_the_version_before_may_not_know():
+    assert "priority" not in job().message()
+    assert Job.from_message(job(priority="low").message()).params.priority == "low"
 
 
 def test_a_message_that_nobody_can_read_is_kept_and_listed_once(services, letters, client):

@@ -64,6 +64,14 @@ def local(url):
 # ---- POST /generate
 
 
+def test_a_task_of_low_priority_says_so_and_stands_behind_normal_ones(client):
+    low, normal = (client.post("/generate", json={"prompt": "x", "priority": p}).json for p in ("low", "normal"))
+    assert (low["params"]["priority"], normal["params"]["priority"]) == ("low", "normal")
+    assert client.get(f"/tasks/{low['task_id']}").json["queue_position"] == 1
+    assert client.post(f"/tasks/{low['task_id']}/rerun").json["params"]["priority"] == "low"
+    assert client.post("/generate", json={"prompt": "x", "priority": "high"}).status_code == 422
+
+
 def test_generate_gives_a_ticket_and_queues_the_job(client, published):
     answer = client.post("/generate", json={"prompt": "a red star"})
     task = answer.json
