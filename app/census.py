@@ -49,7 +49,7 @@ class Census(Collector):
     def _queues(self) -> list[Metric]:
         queued = GaugeMetricFamily("darkroom_jobs_queued", "Jobs that wait for a worker.", labels=["queue"])
         oldest = GaugeMetricFamily(
-            "darkroom_oldest_queued_seconds", "For how long the first in line has waited; 0 for low priority.", labels=["queue"]
+            "darkroom_oldest_queued_seconds", "For how long the first in line has waited, if not low.", labels=["queue"]
         )
         now = self._services.jobs.now()
         for queue in self._services.catalogue.queues():

@@ -94,6 +94,38 @@ def test_a_message_goes_back_into_its_queue_as_it_came(services, letters, client
     assert (answer.status_code, answer.json["task_id"]) == (202, None)
     assert letters.sent == [GARBAGE]
     assert client.get("/admin/quarantine").json["entries"] == []
+    assert services.redis.keys("quarantine:*") == []
+
+
+def test_a_message_that_the_broker_does_not_take_back_stays_one(services, letters):
+    letters.letters.append(GARBAGE)
+    Courier(services).sweep()
+
+    def refuse(_):
+        raise BrokerUnavailable
+
+    letters.send_again = refuse
+    client = create_app(services).test_client()
+    (entry,) = client.get("/admin/quarantine").json["entries"]
+    assert_problem(client.post(f"/admin/quarantine/{entry['id']}/requeue"), 503, "broker_unavailable")
+    assert services.redis.zrange(MESSAGES, 0, -1) == [entry["id"]]
+
+
+def test_the_same_words_of_two_tasks_are_two_messages(services, letters, client):
+    letters.letters += [dataclasses.replace(GARBAGE, headers={**GARBAGE.headers, "id": name}) for name in "xy"]
+    Courier(services).sweep()
+    assert len(client.get("/admin/quarantine").json["entries"]) == 2
+
+
+def test_what_lay_there_for_as_long_as_results_are_kept_is_gone(services, letters, client):
+    letters.letters.append(GARBAGE)
+    Courier(services).sweep()
+    (entry,) = client.get("/admin/quarantine").json["entries"]
+    most = services.settings.result_ttl
+    assert most - 60 < services.redis.ttl(f"quarantine:{entry['id']}") <= most
+    services.redis.zadd(MESSAGES, {entry["id"]: services.jobs.now() - most - 1})
+    assert client.get("/admin/quarantine").json["entries"] == []
+    assert services.redis.zcard(MESSAGES) == 0
 
 
 def test_a_task_in_quarantine_is_run_again_as_a_new_one_of_its_caller(services, published, client, exhausted):
@@ -126,6 +158,18 @@ def test_what_is_dropped_is_gone(services, letters, client, exhausted):
     assert services.jobs.get(exhausted).status is Status.FAILED
 
 
+def test_tasks_and_messages_are_one_list_by_their_time(services, letters, client):
+    for each in ("first", "second"):
+        letters.letters.append(dataclasses.replace(GARBAGE, body=each.encode()))
+        Courier(services).sweep()
+        new = job()
+        services.jobs.create(new)
+        services.jobs.fail(new.task_id, AttemptsExhausted("Lost."), quarantine=True)
+    kinds = [entry["kind"] for entry in client.get("/admin/quarantine").json["entries"]]
+    assert kinds == ["task", "message", "task", "message"]
+    assert [entry["kind"] for entry in client.get("/admin/quarantine?limit=2").json["entries"]] == kinds[:2]
+
+
 def test_the_list_comes_in_pages_newest_first(services, client):
     ids = []
     for _ in range(5):
@@ -153,6 +197,13 @@ def test_a_readable_message_that_the_broker_gave_up_ends_its_queued_job(services
     Courier(services).sweep()
     assert services.jobs.get(new.task_id).error["code"] == "attempts_exhausted"
     assert [entry["id"] for entry in client.get("/admin/quarantine").json["entries"]] == [new.task_id]
+
+
+def test_a_job_whose_record_is_lost_too_ends_all_the_same(services, letters):
+    lost = job()
+    letters.letters.append(letter_of(lost))
+    Courier(services).sweep()
+    assert services.jobs.get(lost.task_id).error["code"] == "attempts_exhausted"
 
 
 def test_a_readable_message_too_many_does_nothing_to_a_job_that_runs(services, letters, client):
