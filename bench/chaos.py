@@ -200,6 +200,7 @@ class Load:
         """One job, by its idempotency key accepted once however often it is asked for."""
         wish = {"prompt": "x", "model_version": "noted", "num_inference_steps": steps}
         wish |= {"seed": number} if number % 2 else {}
+        wish |= {"priority": "low"} if number % 3 == 0 else {}
         while number not in self.tickets:
             with contextlib.suppress(requests.RequestException, ValueError):
                 answer = requests.post(

@@ -40,9 +40,9 @@ class Jobs(RuleBasedStateMachine):
     def record(self, task_id):
         return self.redis.hgetall(f"job:{task_id}")
 
-    @rule(target=ids, waits=st.booleans())
-    def create(self, waits):
-        new = job(waits=waits, task_id=f"job-{next(self.numbers)}")
+    @rule(target=ids, waits=st.booleans(), priority=st.sampled_from(["normal", "low"]))
+    def create(self, waits, priority):
+        new = job(waits=waits, task_id=f"job-{next(self.numbers)}", priority=priority)
         assert self.jobs.create(new)
         self.created.append(new.task_id)
         return new.task_id
@@ -161,6 +161,11 @@ class Jobs(RuleBasedStateMachine):
             phase = Phase(self.record(task_id)["phase"])
             free = {"unconfirmed"} if phase is Phase.QUEUED else set()
             assert {name for name in INDEXES if task_id in held[name]} - free == expected[phase]
+
+    @invariant()
+    def no_normal_job_stands_behind_a_low_one(self):
+        line = [waiting.params.priority for waiting in self.jobs.line("gen.tiny", 1000)]
+        assert line == sorted(line, key=["normal", "low"].index)
 
     @invariant()
     def a_job_is_done_when_it_has_its_end(self):
