@@ -446,6 +446,74 @@ def test_the_secrets_that_are_made_are_those_that_the_chart_names(script, path, 
         assert "does match" in told
 
 
+# A cluster and Secret Manager, each a folder of files.
+CLUSTER = """
+if [[ $3 == get ]]; then
+  [[ -e $SECRETS/$5 ]] || exit 1
+  key=${7#jsonpath=\\{.data.}; key=${key%\\}}
+  [[ $# == 5 ]] || base64 <"$SECRETS/$5/${key//\\\\/}"
+fi
+"""
+GCLOUD = """
+case $3 in
+  access) cat "$GOOGLE/${5#--secret=}" ;;
+  add) cp "${5#--data-file=}" "$GOOGLE/$4" ;;
+esac
+"""
+
+
+@pytest.fixture
+def cloud(script, path, tmp_path):
+    """Runs cluster-secrets and cloud-secrets after a `terraform apply`; the folders of the cluster and of Google."""
+    cluster, google = tmp_path / "secrets", tmp_path / "google"
+    cluster.mkdir(), google.mkdir()
+    path(kubectl=CLUSTER + KUBECTL.partition("exit 1\n")[2], gcloud=GCLOUD)
+    (google / "darkroom-redis-url").write_text("rediss://:sesame@10.20.0.3:6378/0")
+    (google / "darkroom-redis-ca").write_text("-----BEGIN CERTIFICATE-----\nthe store's\n-----END CERTIFICATE-----\n")
+    environ = {"SECRETS": str(cluster), "GOOGLE": str(google)}
+    script("cluster-secrets", **environ)
+
+    def run_it():
+        return script("cloud-secrets", **environ)
+
+    run_it.cluster, run_it.google = cluster, google
+    return run_it
+
+
+def test_the_cluster_and_the_gpu_machines_are_told_of_each_other(cloud):
+    before = (cloud.cluster / "darkroom-tls/ca.crt").read_text()
+    done = cloud()
+    password = (cloud.cluster / "darkroom-rabbitmq/password").read_text()
+    told = {file.name: file.read_text() for file in cloud.google.iterdir()}
+    assert told["darkroom-broker-url"] == f"amqps://darkroom:{password}@broker.darkroom.internal:5671//"
+    assert told["darkroom-ca"] == before
+    assert (cloud.cluster / "darkroom-redis-url/url").read_text() == told["darkroom-redis-url"]
+    assert (cloud.cluster / "darkroom-tls/ca.crt").read_text() == before + told["darkroom-redis-ca"]
+    assert not [secret for secret in (password, "sesame") if secret in "".join(done.notes) + done.stdout + done.stderr]
+
+
+def test_telling_again_changes_only_what_is_new(cloud):
+    cloud()
+    key, authorities = (cloud.cluster / "darkroom-tls" / name for name in ("tls.key", "ca.crt"))
+    before = key.read_text(), authorities.read_text()
+    assert not [note for note in cloud().notes if "versions add" in note]
+    assert (key.read_text(), authorities.read_text()) == before
+    (cloud.google / "darkroom-redis-ca").write_text("another\n")
+    cloud()
+    assert authorities.read_text() == before[1].partition("-----END CERTIFICATE-----\n")[0] + (
+        "-----END CERTIFICATE-----\nanother\n"
+    )
+
+
+def test_secret_manager_has_the_names_that_are_told(cloud):
+    cloud()
+    made = re.search(r"for name in concat\(\[([^]]+)\]", (ROOT / "infra/modules/stack/main.tf").read_text())[1]
+    names = {f"darkroom-{name}" for name in re.findall(r'"(.+?)"', made)}
+    assert {file.name for file in cloud.google.iterdir()} == names
+    external = rendered("darkroom", values="values-production.yaml")
+    assert "url" in secrets_of(external)["darkroom-redis-url"]
+
+
 def secrets_of(objects):
     """The Secrets that a chart's pods read: name -> keys."""
     found = {}

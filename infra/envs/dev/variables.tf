@@ -17,6 +17,11 @@ variable "host" {
   type        = string
 }
 
+variable "account" {
+  description = "Docker Hub's account that both images are pushed to."
+  type        = string
+}
+
 variable "worker_version" {
   description = "Version that worker machines begin with until the first deployment, which then decides."
   type        = string

@@ -23,6 +23,7 @@ module "darkroom" {
   region         = var.region
   domain         = var.domain
   host           = var.host
+  images         = "${var.account}/darkroom"
   worker_version = var.worker_version
   admin_ranges   = var.admin_ranges
   ssh_ranges     = var.ssh_ranges
@@ -49,6 +50,10 @@ output "cluster" {
 
 output "worker_group" {
   value = module.darkroom.worker_group
+}
+
+output "ingress_address" {
+  value = module.darkroom.ingress_address
 }
 
 output "name_servers" {

@@ -1,5 +1,17 @@
 # The parts of one deployment, wired. envs/ has one root for each, with its sizes.
 
+# A new project has hardly any of them on. They stay on when the deployment goes: others may use them.
+resource "google_project_service" "this" {
+  for_each = toset([
+    "artifactregistry", "cloudresourcemanager", "compute", "container", "dns", "iam", "iamcredentials", "logging",
+    "monitoring", "pubsub", "redis", "secretmanager", "servicenetworking", "storage",
+  ])
+
+  project            = var.project
+  service            = "${each.key}.googleapis.com"
+  disable_on_destroy = false
+}
+
 module "network" {
   source        = "../network"
   name          = var.name
@@ -7,6 +19,7 @@ module "network" {
   ranges        = var.ranges
   ssh_ranges    = var.ssh_ranges
   metrics_ports = module.workers.metrics_ports
+  depends_on    = [google_project_service.this]
 }
 
 module "cluster" {
@@ -28,6 +41,7 @@ module "identity" {
   name    = var.name
   # By its name and not from the cluster, whose nodes run as an account of this module.
   workload_pool = "${var.project}.svc.id.goog"
+  depends_on    = [google_project_service.this]
 }
 
 module "bucket" {
@@ -39,6 +53,7 @@ module "bucket" {
   members       = module.identity.bucket_members
   notify        = var.notify_uploads
   force_destroy = !var.protect
+  depends_on    = [google_project_service.this]
 }
 
 module "redis" {
@@ -58,6 +73,8 @@ module "secrets" {
   name => ["serviceAccount:${module.identity.emails["worker"]}"] }
   known  = ["redis-url", "redis-ca"]
   values = { redis-url = module.redis.url, redis-ca = module.redis.ca }
+
+  depends_on = [google_project_service.this]
 }
 
 module "registry" {
@@ -65,6 +82,8 @@ module "registry" {
   name    = "${var.name}-hub"
   region  = var.region
   readers = { nodes = module.identity.nodes, worker = module.identity.emails["worker"] }
+
+  depends_on = [google_project_service.this]
 }
 
 module "dns" {

@@ -10,6 +10,10 @@ output "worker_group" {
   value = module.workers.group
 }
 
+output "ingress_address" {
+  value = module.dns.ingress_address
+}
+
 output "name_servers" {
   value = module.dns.name_servers
 }

@@ -27,9 +27,8 @@ variable "host" {
 }
 
 variable "images" {
-  description = "Docker Hub's account and the beginning of both images' names."
+  description = "Docker Hub's account and the beginning of both images' names, ACCOUNT/darkroom."
   type        = string
-  default     = "darkroom/darkroom"
 }
 
 variable "worker_version" {

@@ -7,6 +7,7 @@ variables {
   region         = "europe-west4"
   domain         = "example.com"
   host           = "darkroom.example.com"
+  images         = "my-account/darkroom"
   worker_version = "0.1.0-1234567"
   admin_ranges   = { jenkins = "192.0.2.10/32" }
   nodes          = { machine_type = "e2-standard-4", min = 3, max = 8 }
@@ -28,6 +29,14 @@ run "the_whole" {
   assert {
     condition     = output.helm_values.storage.url == "gs://a-project-darkroom-pictures"
     error_message = "The chart must be told the bucket that was made."
+  }
+  assert {
+    condition     = endswith(output.helm_values.image.registry, "/my-account")
+    error_message = "The images are those of the account that they were pushed to."
+  }
+  assert {
+    condition     = google_project_service.this["compute"].service == "compute.googleapis.com" && !google_project_service.this["compute"].disable_on_destroy
+    error_message = "A new project's services are switched on, and stay on."
   }
   assert {
     condition     = output.helm_values.rabbitmq.internalLoadBalancer.sourceRanges == [output.ranges.workers]
