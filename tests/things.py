@@ -68,6 +68,29 @@ def job(*, waits=False, queue="gen.tiny", **changes):
     return Job(**{"task_id": str(uuid.uuid4()), "queue": queue, "params": params(**changes), **own})
 
 
+RESULT = {"images": "[]", "metrics": "{}", "worker_version": "1"}
+
+
+def claim(jobs, task_id, token="t1", owner="worker-1", max_attempts=3):
+    return jobs.claim(task_id, token, owner, max_attempts)
+
+
+def reach(jobs, phase):
+    """The id of a job that has come to this phase under token t1."""
+    new = job(waits=phase is Phase.AWAITING_UPLOAD)
+    jobs.create(new)
+    if phase in (Phase.STARTING, Phase.RUNNING, Phase.UPLOADING, Phase.DONE):
+        claim(jobs, new.task_id)
+    if phase in (Phase.RUNNING, Phase.UPLOADING, Phase.DONE):
+        jobs.advance(new.task_id, "t1", Phase.RUNNING)
+    if phase in (Phase.UPLOADING, Phase.DONE):
+        jobs.advance(new.task_id, "t1", Phase.UPLOADING)
+    if phase is Phase.DONE:
+        jobs.succeed(new.task_id, "t1", RESULT)
+    assert jobs.get(new.task_id).phase is phase
+    return new.task_id
+
+
 def picture(size=(64, 64), colour="red", mode="RGB", kind="PNG", **options):
     """An encoded picture of one colour."""
     buffer = io.BytesIO()

@@ -21,11 +21,6 @@ def courier(services):
     return Courier(services)
 
 
-@pytest.fixture
-def jobs(services):
-    return services.jobs
-
-
 def queued(jobs):
     new = job()
     jobs.create(new)

@@ -13,9 +13,8 @@ from app.quarantine import MAX_BODY_BYTES, MAX_MESSAGES, MESSAGES
 from app.record import Job, Phase, Status
 from app.tasks import GENERATE
 from app.web import create_app
+from tests.answers import assert_problem
 from tests.things import Letters, job, recording
-from tests.unit.test_callers import door, file, hire, reader  # noqa: F401, fixtures
-from tests.unit.test_web import assert_problem
 
 GARBAGE = DeadLetter("gen.tiny", b"\x00 no JSON", {"id": "x", "task": GENERATE}, "application/json", "utf-8")
 
@@ -183,7 +182,7 @@ def test_the_list_comes_in_pages_newest_first(services, client):
     assert second["next_cursor"] is None
 
 
-def test_only_an_operator_sees_the_quarantine(door, hire, exhausted):  # noqa: F811
+def test_only_an_operator_sees_the_quarantine(door, hire, exhausted):
     clerk, boss = door(hire("clerk")), door(hire("boss", role="operator"))
     for method, path in (("GET", ""), ("POST", f"/{exhausted}/requeue"), ("DELETE", f"/{exhausted}")):
         assert_problem(clerk.open(f"/admin/quarantine{path}", method=method), 403, "forbidden")

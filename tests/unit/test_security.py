@@ -10,9 +10,8 @@ import pytest
 
 from app.errors import Unauthorized
 from app.http import INERT
+from tests.answers import finished, local, queued, upload
 from tests.things import picture
-from tests.unit.test_callers import door, file, hire, reader  # noqa: F401, fixtures
-from tests.unit.test_web import finished, local, queued, upload
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "security.md").read_text()
@@ -47,7 +46,7 @@ def test_the_search_for_secrets_finds_them():
     assert [key for key in [*keys, "amqp://user:" + "d" * 20 + "@host"] if not SECRET.search(key)] == []
 
 
-def test_every_key_is_compared_in_constant_time(reader, hire, monkeypatch):  # noqa: F811
+def test_every_key_is_compared_in_constant_time(reader, hire, monkeypatch):
     keys, compared, compare = [hire(name) for name in ("alice", "bob", "carol")], [], hmac.compare_digest
     monkeypatch.setattr(hmac, "compare_digest", lambda a, b: compared.append(a) or compare(a, b))
     for key in (*keys, "dk_wrong"):
@@ -83,7 +82,7 @@ def test_our_own_page_and_programs_are_let_in(client, services, headers):
     assert client.post(f"/tasks/{queued(services)}/cancel", headers=headers).status_code == 200
 
 
-def test_who_has_a_key_may_ask_from_anywhere(door, hire):  # noqa: F811
+def test_who_has_a_key_may_ask_from_anywhere(door, hire):
     key = hire("alice")
     answer = door(key).post("/generate", json={"prompt": "x"}, headers={"Origin": "http://evil.example"})
     assert answer.status_code == 202
@@ -151,7 +150,7 @@ def test_an_upload_that_breaks_off_is_not_kept(client, services):
     assert services.storage.stat(f"input/{task_id}") is None
 
 
-def test_looking_for_anothers_task_costs_what_looking_for_none_costs(door, hire, services):  # noqa: F811
+def test_looking_for_anothers_task_costs_what_looking_for_none_costs(door, hire, services):
     alices, bob = finished(services, caller="alice"), door(hire("bob"))
     answers = {}
     for task_id in (alices, "0" * 36):

@@ -18,11 +18,6 @@ from tests.things import job
 
 
 @pytest.fixture
-def jobs(services):
-    return services.jobs
-
-
-@pytest.fixture
 def watch(settings):
     watch = Watch(named(settings))
     yield watch

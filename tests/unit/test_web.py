@@ -5,61 +5,19 @@ import json
 import re
 import threading
 import uuid
-from urllib.parse import urlsplit
 
 import flask
 import pytest
-from jsonschema_rs import validator_for
-from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR
 
 from app import __version__
 from app.errors import BrokerUnavailable, Internal, StorageUnavailable
 from app.intake import input_name
 from app.jobs import JobStore
-from app.record import output_name
 from app.services import build
 from app.web import create_app
 from app.workers import WorkerState
+from tests.answers import assert_problem, finished, local, queued
 from tests.things import PARAMS, job, picture
-
-IMAGE = {"index": 0, "seed": 42, "sha256": "0" * 64, "bytes": 1, "width": 64, "height": 64}
-
-
-def finished(services, **changes):
-    """The id of a job that succeeded, its pictures in the store."""
-    new = job(**changes)
-    services.jobs.create(new)
-    services.jobs.claim(new.task_id, "t1", "worker-1", 3)
-    names = [output_name(new.task_id, index) for index in range(new.params.num_images)]
-    for name in names:
-        services.storage.put(name, picture(), "image/png")
-    images = [{**IMAGE, "index": index, "name": name} for index, name in enumerate(names)]
-    for phase in ("RUNNING", "UPLOADING"):
-        services.jobs.advance(new.task_id, "t1", phase)
-    services.jobs.succeed(new.task_id, "t1", {"images": json.dumps(images), "metrics": '{"inference_ms": 9}'})
-    return new.task_id
-
-
-def queued(services, **changes):
-    new = job(**changes)
-    services.jobs.create(new)
-    return new.task_id
-
-
-def assert_problem(answer, status, code):
-    """A problem document, valid by the API's own description, with this code."""
-    assert answer.status_code == status, answer.text
-    assert answer.content_type == "application/problem+json"
-    assert (answer.json["status"], answer.json["code"], answer.json["type"]) == (status, code, "about:blank")
-    assert answer.json["trace_id"] == answer.headers["X-Request-ID"]
-    assert set(answer.json) == {"type", "title", "status", "detail", "instance", "code", "trace_id", "errors"}
-    return answer.json
-
-
-def local(url):
-    """A signed URL as a path for the test client."""
-    return urlsplit(url).path
-
 
 # ---- POST /generate
 
@@ -436,93 +394,7 @@ def test_no_answer_holds_a_secret_of_the_deployment(client, services, settings):
         assert secret not in answers
 
 
-# ---- OpenAPI and its page
-
-UNDOCUMENTED = {
-    "/openapi.json", "/", "/page/{filename}", "/docs", "/docs/static/{filename}", "/files/{token}/{name}",
-}  # fmt: skip
-
-
-def test_the_openapi_document_is_valid(client):
-    document = client.get("/openapi.json").json
-    OPENAPI_31_VALIDATOR.validate(document)
-    assert document["info"]["version"] == __version__
-
-
-def test_numbers_are_told_beside_a_proxy_and_not_through_it(client):
-    """Every ingress says for whom it asks; so none of them has to know which paths are not for the world."""
-    assert "python_info" in client.get("/metrics").text
-    assert_problem(client.get("/metrics", headers={"X-Forwarded-For": "203.0.113.9"}), 404, "not_found")
-
-
-def test_the_openapi_document_names_every_route_and_method(services):
-    app = create_app(services)
-    document = app.test_client().get("/openapi.json").json
-    routes = {
-        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method.lower())
-        for rule in app.url_map.iter_rules()
-        for method in rule.methods - {"HEAD", "OPTIONS"}
-    }
-    described = {(path, method) for path, item in document["paths"].items() for method in item}
-    assert {(path, method) for path, method in routes if path not in UNDOCUMENTED} == described
-    assert {path for path, _ in routes} >= UNDOCUMENTED
-
-
-def test_a_task_document_is_as_the_openapi_document_says(client, services):
-    document = client.get("/openapi.json").json
-    schema = {"$ref": "#/components/schemas/Task", "components": document["components"]}
-    for task_id in (queued(services), queued(services, waits=True), finished(services)):
-        validator_for(schema).validate(client.get(f"/tasks/{task_id}").json)
-
-
-def test_the_page_of_the_api_loads_nothing_from_elsewhere(client):
-    sources = re.findall(r'(?:src|href)="([^"]+)"', client.get("/docs").text)
-    assert len(sources) == 4
-    for source in sources:
-        assert source.startswith("/")
-        assert client.get(source, buffered=True).status_code == 200
-
-
-# ---- file:// storage
-
-
-def upload(client, **fields):
-    task = client.post("/generate", json={"prompt": "a red star", "input_image": True, **fields}).json
-    return local(task["upload_url"])
-
-
-def test_an_upload_may_be_repeated_while_its_url_is_good(client, services):
-    path = upload(client)
-    assert [client.put(path, data=picture()).status_code, client.put(path, data=b"better").status_code] == [200, 200]
-
-
-def test_an_upload_larger_than_allowed_is_refused_and_leaves_nothing(services, tmp_path):
-    small = services.settings.model_copy(update={"upload_max_bytes": 10})
-    client = create_app(dataclasses.replace(services, settings=small)).test_client()
-    path = upload(client)
-    assert_problem(client.put(path, data=b"12345678901"), 413, "content_too_large")
-    # Chunked: its length is not told.
-    import io
-
-    told_nothing = {"input_stream": io.BytesIO(b"12345678901"), "environ_overrides": {"wsgi.input_terminated": True}}
-    assert_problem(client.put(path, **told_nothing), 413, "content_too_large")
-    assert [file for file in (tmp_path / "storage").rglob("*") if file.is_file()] == []
-    assert client.put(path, data=b"1234567890").status_code == 200
-
-
-def test_an_upload_may_be_larger_than_a_request_of_the_api(client):
-    assert client.put(upload(client), data=b"x" * 100_000).status_code == 200
-
-
-def test_a_signed_url_whose_picture_is_gone_is_not_found(client, services):
-    path = local(services.storage.download_url("output/gone.png", 60))
-    assert_problem(client.get(path), 404, "not_found")
-
-
-@pytest.mark.parametrize("token", ["x", "x.y.z", "é", "." * 200])
-def test_a_forged_url_is_refused(client, token):
-    assert_problem(client.get(f"/files/{token}/x.png"), 403, "forbidden")
-    assert_problem(client.put(f"/files/{token}/x.png", data=b""), 403, "forbidden")
+# ---- Who asks
 
 
 def test_an_open_door_answers_only_to_the_names_of_this_machine(client):
@@ -538,3 +410,9 @@ def test_only_the_trusted_proxies_say_who_the_client_is(services, hops, seen):
     app.add_url_rule("/who", "who", lambda: flask.request.remote_addr)
     answer = app.test_client().get("/who", headers={"X-Forwarded-For": "6.6.6.6, 10.0.0.1, 10.0.0.2"})
     assert answer.text == seen
+
+
+def test_numbers_are_told_beside_a_proxy_and_not_through_it(client):
+    """Every ingress says for whom it asks; so none of them has to know which paths are not for the world."""
+    assert "python_info" in client.get("/metrics").text
+    assert_problem(client.get("/metrics", headers={"X-Forwarded-For": "203.0.113.9"}), 404, "not_found")

@@ -1,6 +1,5 @@
 """Deliveries: written with the change that they tell of, made once at a time, repeated until they are through."""
 
-import base64
 import dataclasses
 import json
 import threading
@@ -11,93 +10,14 @@ import pytest
 import structlog
 from standardwebhooks import Webhook, WebhookVerificationError
 
-from app.egress import Answer, Egress
-from app.errors import AddressRefused, EgressError, Internal, InvalidRequest, NotReady, SettingsError, WebhookNotFound
+from app.egress import Answer
+from app.errors import AddressRefused, EgressError, Internal, NotReady, WebhookNotFound
 from app.record import Phase
-from app.settings import Settings, load
-from app.web import create_app
-from app.webhooks import MAX_TRIES, MOST_ASKED_SECONDS, OUTBOX, SHARES, Dispatcher, Outbox, check, pause, sign
+from app.settings import Settings
+from app.webhooks import MAX_TRIES, MOST_ASKED_SECONDS, OUTBOX, SHARES, Dispatcher, pause, sign
 from tests.stack import until
 from tests.things import job
-
-SECRET = "whsec_" + base64.b64encode(b"a secret of the tests only").decode()
-OTHER = "whsec_" + base64.b64encode(b"another secret of the tests").decode()
-URL = "https://hooks.example/in?token=sesame"
-
-
-class Recorder(Egress):
-    """An egress that notes what it is given; it answers with the next status, or raises the next error."""
-
-    def __init__(self, *answers):
-        self.answers = list(answers)
-        self.sent = []
-
-    def post(self, url, body, headers, seconds):
-        self.sent.append((url, json.loads(body), headers))
-        answer = self.answers.pop(0) if self.answers else 204
-        if isinstance(answer, Exception):
-            raise answer
-        return answer if isinstance(answer, Answer) else Answer(answer)
-
-
-@pytest.fixture
-def settings(settings):
-    return settings.model_copy(update={"webhook_secret": type(settings.signing_key)(SECRET), "webhook_pause": 100})
-
-
-@pytest.fixture
-def jobs(services):
-    return services.jobs
-
-
-@pytest.fixture
-def outbox(services):
-    return Outbox(services.redis, timeout=10)
-
-
-@pytest.fixture
-def new(jobs):
-    """A queued job with a webhook."""
-
-    def make(url=URL, events=("completed",), **fields):
-        made = job(webhook_url=url, webhook_events=list(events), **fields)
-        jobs.create(made)
-        return made.task_id
-
-    return make
-
-
-@pytest.fixture
-def ended(jobs, new):
-    """A canceled job whose webhook is due."""
-
-    def make(url=URL, events=("completed",), **fields):
-        task_id = new(url, events, **fields)
-        jobs.cancel(task_id)
-        return task_id
-
-    return make
-
-
-def deliver(services, *answers):
-    """One round of a dispatcher, to its end; what it sent."""
-    recorder = Recorder(*answers)
-    dispatcher = Dispatcher(services, recorder)
-    dispatcher.dispatch()
-    dispatcher.close()
-    return recorder.sent
-
-
-def entries(services):
-    return dict(services.redis.zrange(OUTBOX, 0, -1, withscores=True))
-
-
-def time_passes(services):
-    """As if the next try of everything were due, and every lease over."""
-    for entry in entries(services):
-        task_id, _, event = entry.rpartition(".")
-        services.redis.hdel(f"job:{task_id}", f"webhook_lease:{event}")
-        services.redis.zadd(OUTBOX, {entry: 1})
+from tests.unit.webhooks.deliveries import OTHER, SECRET, URL, Recorder, deliver, entries, time_passes
 
 
 def finish(jobs, task_id, status):
@@ -453,96 +373,6 @@ def test_what_has_not_happened_is_not_redelivered(services, new, outbox):
         outbox.redeliver(waiting)
     with pytest.raises(WebhookNotFound):
         outbox.redeliver(services.jobs.get(plain.task_id))
-
-
-@pytest.mark.parametrize("url", ["http://example.com/", "https://127.0.0.1/", "https://u:p@example.com/", "mailto:x"])
-def test_a_webhook_that_is_never_called_is_refused_at_once(settings, url):
-    with pytest.raises(InvalidRequest) as refusal:
-        check(url, settings)
-    assert [error["field"] for error in refusal.value.errors] == ["webhook_url"]
-
-
-def test_development_may_open_http_and_loopback(settings):
-    check("http://127.0.0.1:9000/hook", settings.model_copy(update={"webhook_allow_private": True}))
-
-
-def submit(services, **body):
-    return create_app(services).test_client().post("/generate", json={"prompt": "a star", **body})
-
-
-def test_a_request_with_a_webhook_is_accepted_and_its_query_not_shown(services):
-    answer = submit(services, webhook_url=URL, webhook_events=["started", "completed"])
-    assert answer.status_code == 202
-    shown = {"url": "https://hooks.example/in", "events": ["started", "completed"], "deliveries": []}
-    assert answer.json["webhook"] == shown
-    assert "sesame" not in answer.text
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        {"webhook_url": "http://example.com/"},
-        {"webhook_url": "https://10.0.0.1/"},
-        {"webhook_url": "https://example.com/" + 2000 * "x"},
-        {"webhook_url": 7},
-        {"webhook_url": URL, "webhook_events": ["finished"]},
-        {"webhook_url": URL, "webhook_events": []},
-        {"webhook_url": URL, "webhook_events": "completed"},
-    ],
-)
-def test_a_webhook_that_is_wrong_is_a_422(services, body):
-    answer = submit(services, **body)
-    assert (answer.status_code, answer.json["code"]) == (422, "invalid_request")
-    assert answer.json["errors"][0]["field"].startswith("webhook_")
-
-
-def test_without_a_secret_a_webhook_is_refused_with_the_reason(services, settings):
-    bare = settings.model_copy(update={"webhook_secret": type(settings.webhook_secret)("")})
-    answer = submit(dataclasses.replace(services, settings=bare), webhook_url=URL)
-    assert (answer.status_code, answer.json["errors"][0]["field"]) == (422, "webhook_url")
-    assert "WEBHOOK_SECRET" in answer.json["detail"]
-
-
-def test_a_rerun_tells_the_same_webhook(services):
-    web = create_app(services).test_client()
-    first = web.post("/generate", json={"prompt": "a star", "webhook_url": URL}).json["task_id"]
-    again = web.post(f"/tasks/{first}/rerun").json
-    assert again["webhook"]["url"] == "https://hooks.example/in"
-    assert services.jobs.get(again["task_id"]).webhook_url == URL
-
-
-def test_a_redelivery_can_be_asked_for_over_http(services, ended):
-    web, task_id = create_app(services).test_client(), ended()
-    deliver(services)
-    answer = web.post(f"/tasks/{task_id}/webhook/redeliver")
-    assert (answer.status_code, len(answer.json["webhook"]["deliveries"])) == (202, 1)
-    assert len(deliver(services)) == 1
-
-
-def test_a_redelivery_of_nothing_is_refused(services, new):
-    web, waiting, plain = create_app(services).test_client(), new(), job()
-    services.jobs.create(plain)
-    codes = [web.post(f"/tasks/{task_id}/webhook/redeliver") for task_id in (waiting, plain.task_id, "unknown")]
-    assert [(answer.status_code, answer.json["code"]) for answer in codes] == [
-        (409, "not_ready"),
-        (404, "webhook_not_found"),
-        (404, "task_not_found"),
-    ]
-
-
-@pytest.mark.parametrize("secret", ["sesame", "whsec_sesame", "whsec_c2hvcnQ=", f"{SECRET} short"])
-def test_a_secret_that_is_none_keeps_the_process_from_starting(monkeypatch, secret):
-    monkeypatch.setenv("SIGNING_KEY", 32 * "x")
-    monkeypatch.setenv("WEBHOOK_SECRET", secret)
-    with pytest.raises(SettingsError, match="WEBHOOK_SECRET") as refusal:
-        load()
-    assert "sesame" not in str(refusal.value)
-
-
-def test_two_secrets_are_read(monkeypatch):
-    monkeypatch.setenv("SIGNING_KEY", 32 * "x")
-    monkeypatch.setenv("WEBHOOK_SECRET", f"{SECRET} {OTHER}")
-    assert load().webhook_secret.get_secret_value().split() == [SECRET, OTHER]
 
 
 def test_no_log_line_holds_the_url_of_a_webhook(services, ended):

@@ -1,0 +1,55 @@
+"""The parts of `services`, and callers with keys."""
+
+import dataclasses
+
+import pytest
+
+from app import keys
+from app.callers import Callers
+from app.web import create_app
+
+
+@pytest.fixture
+def jobs(services):
+    return services.jobs
+
+
+@pytest.fixture
+def redis(services):
+    return services.redis
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "keys.yaml"
+
+
+@pytest.fixture
+def hire(file):
+    """Make a key and put its hash into the file; the key."""
+
+    def put(name, **terms):
+        key, caller = keys.new_key(name, **{"rate": "", **terms})
+        keys.add(file, caller)
+        return key
+
+    return put
+
+
+@pytest.fixture
+def reader(services, file):
+    """The callers of the file, once somebody is in it."""
+    return lambda: Callers(services.redis, str(file))
+
+
+@pytest.fixture
+def door(services, reader):
+    """A test client of a web tier with keys; call it with a key for that caller's."""
+
+    def come(key=None):
+        client = create_app(dataclasses.replace(services, callers=reader())).test_client()
+        if key is not None:
+            client.environ_base["HTTP_AUTHORIZATION"] = f"Bearer {key}"
+        return client
+
+    return come

@@ -1,0 +1,43 @@
+"""Pictures in a folder, brought and fetched by signed URLs of the web tier."""
+
+import dataclasses
+
+import pytest
+
+from app.web import create_app
+from tests.answers import assert_problem, local, upload
+from tests.things import picture
+
+
+def test_an_upload_may_be_repeated_while_its_url_is_good(client, services):
+    path = upload(client)
+    assert [client.put(path, data=picture()).status_code, client.put(path, data=b"better").status_code] == [200, 200]
+
+
+def test_an_upload_larger_than_allowed_is_refused_and_leaves_nothing(services, tmp_path):
+    small = services.settings.model_copy(update={"upload_max_bytes": 10})
+    client = create_app(dataclasses.replace(services, settings=small)).test_client()
+    path = upload(client)
+    assert_problem(client.put(path, data=b"12345678901"), 413, "content_too_large")
+    # Chunked: its length is not told.
+    import io
+
+    told_nothing = {"input_stream": io.BytesIO(b"12345678901"), "environ_overrides": {"wsgi.input_terminated": True}}
+    assert_problem(client.put(path, **told_nothing), 413, "content_too_large")
+    assert [file for file in (tmp_path / "storage").rglob("*") if file.is_file()] == []
+    assert client.put(path, data=b"1234567890").status_code == 200
+
+
+def test_an_upload_may_be_larger_than_a_request_of_the_api(client):
+    assert client.put(upload(client), data=b"x" * 100_000).status_code == 200
+
+
+def test_a_signed_url_whose_picture_is_gone_is_not_found(client, services):
+    path = local(services.storage.download_url("output/gone.png", 60))
+    assert_problem(client.get(path), 404, "not_found")
+
+
+@pytest.mark.parametrize("token", ["x", "x.y.z", "é", "." * 200])
+def test_a_forged_url_is_refused(client, token):
+    assert_problem(client.get(f"/files/{token}/x.png"), 403, "forbidden")
+    assert_problem(client.put(f"/files/{token}/x.png", data=b""), 403, "forbidden")

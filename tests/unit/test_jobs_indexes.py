@@ -1,0 +1,214 @@
+"""Where a job is found, what is told of it, and what a store that is away or full means."""
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from app.errors import (
+    Internal,
+    StoreUnavailable,
+    TaskNotFound,
+)
+from app.jobs import EVENTS, JobStore, Terms
+from app.record import Phase
+from app.services import make_redis
+from tests.stack import until
+from tests.things import RESULT, claim, indexes, job, lease_runs_out, params, reach
+
+EXPECTED_INDEXES = {
+    Phase.AWAITING_UPLOAD: {"uploads", "deadlines"},
+    Phase.QUEUED: {"queued:gen.tiny", "unconfirmed", "deadlines"},
+    Phase.STARTING: {"leases", "deadlines"},
+    Phase.RUNNING: {"leases", "deadlines"},
+    Phase.UPLOADING: {"leases", "deadlines"},
+    Phase.DONE: set(),
+}
+
+
+@pytest.mark.parametrize("phase", Phase)
+def test_each_phase_is_found_in_its_own_indexes_and_in_no_other(jobs, redis, phase):
+    assert indexes(redis, reach(jobs, phase)) == EXPECTED_INDEXES[phase]
+
+
+def test_what_killed_its_workers_is_kept_in_quarantine(jobs, redis):
+    task_id = reach(jobs, Phase.QUEUED)
+    jobs.fail(task_id, Internal("over"), quarantine=True)
+    assert indexes(redis, task_id) == {"quarantine"}
+
+
+def test_what_a_step_takes_is_learned_from_the_time_of_the_model_alone(jobs):
+    def typical(steps, **metrics):
+        new = job()
+        jobs.create(new)
+        jobs.claim(new.task_id, "t1", "worker-1", 3)
+        jobs.advance(new.task_id, "t1", Phase.RUNNING)
+        jobs.renew(new.task_id, "t1", steps, steps)
+        jobs.succeed(new.task_id, "t1", RESULT | {"metrics": json.dumps(metrics)})
+        return jobs.standing(new).typical_seconds(params(num_inference_steps=10))
+
+    assert typical(1, queue_ms=0) is None
+    assert typical(1, inference_ms=500, upload_ms=90_000) == pytest.approx(5)
+    assert typical(4, inference_ms=4000, batch_size=2) == pytest.approx(5)
+    assert typical(100, upload_ms=90_000) == pytest.approx(5)
+    assert typical(2, inference_ms=2000) == pytest.approx(6)
+
+
+def test_a_confirmed_job_need_not_be_published_again(jobs, redis):
+    task_id = reach(jobs, Phase.QUEUED)
+    assert jobs.due("unconfirmed") == [task_id]
+    jobs.confirm(task_id)
+    assert indexes(redis, task_id) == {"queued:gen.tiny", "deadlines"}
+
+
+def test_a_discarded_job_is_not_found_and_a_stray_message_has_nothing_to_do(jobs, redis):
+    task_id = reach(jobs, Phase.QUEUED)
+    jobs.discard(task_id)
+    with pytest.raises(TaskNotFound):
+        jobs.get(task_id)
+    assert claim(jobs, task_id).verdict == "done"
+    assert indexes(redis, task_id) == set()
+    assert 0 < redis.ttl(f"job:{task_id}") <= 3600
+
+
+def test_the_idempotency_key_of_a_discarded_job_is_free_again(jobs):
+    terms = Terms(ticket="ann:one", digest="d")
+    jobs.create(first := job(), terms)
+    jobs.discard(first.task_id)
+    assert jobs.earlier(terms) is None
+    assert jobs.create(job(), terms).verdict == "created"
+
+
+def test_a_job_canceled_while_its_worker_dies_is_not_begun_again(jobs, redis):
+    task_id = reach(jobs, Phase.RUNNING)
+    jobs.cancel(task_id)
+    lease_runs_out(redis, task_id)
+    assert claim(jobs, task_id, "t2").verdict == "canceled"
+
+
+def test_a_job_that_a_worker_already_has_is_not_discarded(jobs):
+    task_id = reach(jobs, Phase.STARTING)
+    jobs.discard(task_id)
+    assert jobs.get(task_id).phase is Phase.STARTING
+
+
+def test_an_id_whose_record_is_gone_is_forgotten_and_any_other_kept(jobs, redis):
+    lost, kept = reach(jobs, Phase.RUNNING), reach(jobs, Phase.RUNNING)
+    redis.delete(f"job:{lost}")
+    jobs.forget(lost)
+    jobs.forget(kept)
+    assert indexes(redis, lost) == set()
+    assert indexes(redis, kept) == {"leases", "deadlines"}
+
+
+def test_due_holds_what_is_older_and_the_oldest_first(jobs, redis):
+    redis.zadd("jobs:leases", {"new": jobs.now() - 5, "old": jobs.now() - 50, "coming": jobs.now() + 50})
+    assert jobs.due("leases") == ["old", "new"]
+    assert jobs.due("leases", older_than=20) == ["old"]
+    assert jobs.due("leases", limit=1) == ["old"]
+
+
+def test_the_upload_that_ends_first_is_looked_at_first(jobs):
+    late, soon = job(waits=True, upload_seconds=900), job(waits=True, upload_seconds=5)
+    jobs.create(late)
+    jobs.create(soon)
+    assert jobs.waiting_uploads() == [soon.task_id, late.task_id]
+    assert jobs.get(soon.task_id).upload_expires_at == pytest.approx(jobs.now() + 5, abs=1)
+
+
+def test_a_queue_counts_its_own_jobs_in_their_order(jobs):
+    first, second, other = job(), job(), job(queue="gen.big")
+    for new in (first, second, other):
+        jobs.create(new)
+        _next_millisecond(jobs)
+    assert [jobs.standing(each).position for each in (first, second, other)] == [0, 1, 0]
+    assert (jobs.queue_depth("gen.tiny"), jobs.queue_depth("gen.big")) == (2, 1)
+    assert claim(jobs, first.task_id).verdict == "claimed"
+    assert [jobs.standing(first).position, jobs.standing(second).position] == [None, 0]
+
+
+def _next_millisecond(jobs):
+    now = jobs.now()
+    until(lambda: jobs.now() > now + 0.001, 1, "the next millisecond")
+
+
+def test_each_move_is_told_once_with_the_next_version(jobs, redis):
+    with redis.pubsub(ignore_subscribe_messages=True) as events:
+        events.subscribe(EVENTS)
+        task_id = reach(jobs, Phase.RUNNING)
+        jobs.renew(task_id, "t1", 1, 4)
+        jobs.fail(task_id, Internal("over"), "t1")
+        told = [json.loads(until(lambda: events.get_message(timeout=1), 5, "an event")["data"]) for _ in range(5)]
+    assert {event["task_id"] for event in told} == {task_id}
+    assert [event["version"] for event in told] == [1, 2, 3, 4, 5]
+    assert [event["phase"] for event in told] == ["QUEUED", "STARTING", "RUNNING", "RUNNING", "DONE"]
+    assert (told[3]["step"], told[3]["steps"], told[4]["status"]) == (1, 4, "FAILED")
+
+
+def test_a_lock_has_one_holder_and_ends_by_itself(jobs):
+    assert jobs.lock("sweep", 0.05)
+    assert not jobs.lock("sweep", 0.05)
+    assert until(lambda: jobs.lock("sweep", 1), 5, "the lock ends")
+
+
+def test_a_lock_outlives_no_clock_that_jumps_back(jobs, redis):
+    # What was to end at once ends in an hour, by a clock that has gone back by so much.
+    redis.set("lock:sweep", "1", px=3_600_000)
+    assert not jobs.lock("sweep", 0.05)
+    assert until(lambda: jobs.lock("sweep", 0.05), 5, "the lock ends")
+
+
+def test_a_store_that_does_not_answer_is_told_as_such(settings):
+    away = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    jobs = JobStore(make_redis(away, "web"), result_ttl=60, lease=15)
+    for ask in (jobs.ping, jobs.now, lambda: jobs.get("x"), lambda: jobs.create(job()), lambda: claim(jobs, "x")):
+        with pytest.raises(StoreUnavailable):
+            ask()
+
+
+@pytest.fixture
+def full(redis):
+    """Redis has no memory for anything new, until `full()` is called."""
+    redis.config_resetstat()
+    redis.config_set("maxmemory", 1)
+    yield lambda: redis.config_set("maxmemory", 0)
+    redis.config_set("maxmemory", 0)
+
+
+def test_a_full_store_is_told_where_people_wait(jobs, full):
+    with pytest.raises(StoreUnavailable):
+        jobs.create(job())
+
+
+def test_a_worker_waits_for_a_full_store(settings, jobs, redis, full):
+    new, patient = job(), JobStore(make_redis(settings, "worker"), result_ttl=60, lease=5)
+    with ThreadPoolExecutor(1) as worker:
+        created = worker.submit(patient.create, new)
+        until(lambda: redis.info("errorstats").get("errorstat_OOM"), 10, "it was refused once")
+        assert not created.done()
+        full()
+        assert created.result(10).verdict == "created"
+    assert jobs.get(new.task_id).phase is Phase.QUEUED
+
+
+def test_a_worker_waits_for_a_full_store_with_several_commands_at_once(settings, redis, full):
+    with ThreadPoolExecutor(1) as worker, make_redis(settings, "worker").pipeline(transaction=False) as pipeline:
+        pipeline.set("one", 1).get("one")
+        done = worker.submit(pipeline.execute)
+        until(lambda: redis.info("errorstats").get("errorstat_OOM"), 10, "it was refused once")
+        assert not done.done()
+        full()
+        assert done.result(10) == [True, "1"]
+
+
+def test_leases_and_deadlines_go_by_the_stores_clock_alone(jobs, redis, monkeypatch):
+    monkeypatch.setattr(time, "time", lambda now=time.time: now() + 3600)
+    task_id = reach(jobs, Phase.RUNNING)
+    jobs.renew(task_id, "t1")
+    assert (jobs.due("leases"), jobs.due("deadlines"), claim(jobs, task_id, "t2").verdict) == ([], [], "held")
+    seconds, _ = redis.time()
+    assert jobs.get(task_id).started_at == pytest.approx(seconds, abs=5)
+    lease_runs_out(redis, task_id)
+    assert jobs.due("leases") == [task_id]
+    assert jobs.requeue(task_id)
