@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(300)
 def stack(tmp_path_factory):
     """One web process and one courier; each test starts the workers that it needs."""
     with embedded(tmp_path_factory.mktemp("embedded")) as settings:
-        stack = Stack(tmp_path_factory.mktemp("stack"), **settings, LEASE="2")
+        stack = Stack(tmp_path_factory.mktemp("stack"), **settings, LEASE="5")
         stack.start("web")
         stack.start("courier")
         try:

@@ -133,8 +133,8 @@ def test_celery_agrees_on_what_failed_and_what_succeeded(client, stack, backend)
     try:
         from tests.stack import until
 
-        until(lambda: app.AsyncResult(good).state == "SUCCESS", 10, "Celery knows the success")
-        until(lambda: app.AsyncResult(bad).state == "FAILURE", 10, "Celery knows the failure")
+        until(lambda: app.AsyncResult(good).state == "SUCCESS", 30, "Celery knows the success")
+        until(lambda: app.AsyncResult(bad).state == "FAILURE", 30, "Celery knows the failure")
     finally:
         app.close()
         app.backend.client.close()
