@@ -190,6 +190,22 @@ def test_the_roots_use_queues_of_the_catalogue():
     assert used <= queues
 
 
+def test_each_roots_default_model_is_on_the_queue_of_its_workers():
+    catalogue = yaml.safe_load((ROOT / "config/models.yaml").read_text())["models"]
+    queues = {model["model_version"]: model["queue"] for model in catalogue}
+    for root in ("dev", "prod"):
+        told = dict(re.findall(r'(default_model|queue)\s+= "([^"]+)"', CODE[INFRA / f"envs/{root}/main.tf"]))
+        assert queues[told["default_model"]] == told["queue"], root
+
+
+def test_in_an_empty_project_no_part_is_asked_for_before_its_service_is_on():
+    parts = re.findall(r'^module "(\w+)" \{(.*?)^\}', CODE[INFRA / "modules/stack/main.tf"], re.MULTILINE | re.DOTALL)
+    assert len(parts) >= 9
+    assert [name for name, body in parts if "[google_project_service.this]" not in body] == []
+    # The pool of accounts is Google's only once a cluster is there.
+    assert "module.cluster.workload_pool" in dict(parts)["identity"]
+
+
 def test_the_cluster_and_the_chart_agree_on_networks_and_accounts():
     values = yaml.safe_load((ROOT / "charts/darkroom/values-production.yaml").read_text())
     ranges = dict(

@@ -30,6 +30,7 @@ module "darkroom" {
   name           = "darkroom-dev"
   protect        = false
   nodes          = { machine_type = "e2-standard-2", min = 3, max = 4 }
+  default_model  = "sd-turbo"
   redis          = { memory_gb = 1, highly_available = false }
   workers = {
     queue        = "gen.sdturbo"

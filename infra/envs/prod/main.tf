@@ -28,6 +28,7 @@ module "darkroom" {
   admin_ranges   = var.admin_ranges
   ssh_ranges     = var.ssh_ranges
   nodes          = { machine_type = "e2-standard-4", min = 3, max = 8 }
+  default_model  = "sdxl-base-1.0"
   redis          = { memory_gb = 5, highly_available = true }
   workers = {
     queue        = "gen.sdxl"

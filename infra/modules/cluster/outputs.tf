@@ -3,5 +3,7 @@ output "name" {
 }
 
 output "workload_pool" {
-  value = google_container_cluster.this.workload_identity_config[0].workload_pool
+  description = "Of the pods' accounts; there once the cluster is."
+  value       = "${var.project}.svc.id.goog"
+  depends_on  = [google_container_cluster.this]
 }

@@ -3,7 +3,7 @@
 # A new project has hardly any of them on. They stay on when the deployment goes: others may use them.
 resource "google_project_service" "this" {
   for_each = toset([
-    "artifactregistry", "cloudresourcemanager", "compute", "container", "dns", "iam", "iamcredentials", "logging",
+    "artifactregistry", "binaryauthorization", "cloudresourcemanager", "compute", "container", "dns", "iam", "iamcredentials", "logging",
     "monitoring", "pubsub", "redis", "secretmanager", "servicenetworking", "storage",
   ])
 
@@ -33,14 +33,15 @@ module "cluster" {
   admin_ranges        = var.admin_ranges
   nodes               = var.nodes
   deletion_protection = var.protect
+  depends_on          = [google_project_service.this]
 }
 
 module "identity" {
   source  = "../identity"
   project = var.project
   name    = var.name
-  # By its name and not from the cluster, whose nodes run as an account of this module.
-  workload_pool = "${var.project}.svc.id.goog"
+  # From the cluster: Google has no such pool before the project's first one.
+  workload_pool = module.cluster.workload_pool
   depends_on    = [google_project_service.this]
 }
 
@@ -64,6 +65,7 @@ module "redis" {
   memory_gb        = var.redis.memory_gb
   highly_available = var.redis.highly_available
   protect          = var.protect
+  depends_on       = [google_project_service.this]
 }
 
 module "secrets" {
@@ -94,6 +96,7 @@ module "dns" {
   subnetwork = module.network.nodes
   domain     = var.domain
   host       = var.host
+  depends_on = [google_project_service.this]
 }
 
 module "workers" {
@@ -115,4 +118,6 @@ module "workers" {
   machines       = { min = var.workers.min, max = var.workers.max }
   traces         = var.traces
   elasticsearch  = var.elasticsearch
+
+  depends_on = [google_project_service.this]
 }

@@ -24,7 +24,8 @@ output "helm_values" {
     image   = { registry = "${module.registry.host}/${split("/", var.images)[0]}" }
     storage = { url = module.bucket.url }
     settings = {
-      RESULT_TTL = var.result_ttl
+      RESULT_TTL            = var.result_ttl
+      DEFAULT_MODEL_VERSION = var.default_model
     }
     ingress = { host = var.host }
     redis   = { external = { egress = [{ cidr = module.network.ranges.managed, port = 6378 }] } }

@@ -35,6 +35,11 @@ variable "worker_version" {
   type = string
 }
 
+variable "default_model" {
+  description = "DEFAULT_MODEL_VERSION: what is asked for without a model. On the workers' queue, since the catalogue's first has no worker here."
+  type        = string
+}
+
 variable "result_ttl" {
   description = "RESULT_TTL: records and pictures are kept this long."
   type        = number

@@ -10,6 +10,7 @@ variables {
   images         = "my-account/darkroom"
   worker_version = "0.1.0-1234567"
   admin_ranges   = { jenkins = "192.0.2.10/32" }
+  default_model  = "sdxl-base-1.0"
   nodes          = { machine_type = "e2-standard-4", min = 3, max = 8 }
   redis          = { memory_gb = 5, highly_available = true }
   workers = {
@@ -45,6 +46,10 @@ run "the_whole" {
   assert {
     condition     = output.helm_values.settings.RESULT_TTL == 604800
     error_message = "The application and the bucket must keep pictures equally long."
+  }
+  assert {
+    condition     = output.helm_values.settings.DEFAULT_MODEL_VERSION == "sdxl-base-1.0"
+    error_message = "A request that names no model gets one that has workers."
   }
 }
 
