@@ -46,10 +46,17 @@ def test_what_was_pushed_once_is_not_pushed_over(script, path):
 @pytest.mark.parametrize(("helm", "option"), [("v3.17.2", "--atomic"), ("v4.3.1", "--rollback-on-failure")])
 def test_the_web_tier_goes_back_by_itself(script, path, helm, option):
     path(helm=f'[[ $1 != version ]] || echo "{helm}"\n')
-    upgrade = script("deploy-web").notes[-1]
+    upgrade = script("deploy-web", VALUES="production.yaml mine.json").notes[-1]
     assert upgrade.startswith("helm upgrade darkroom charts/darkroom --install")
     assert f" {option} " in upgrade
+    assert " --values production.yaml --values mine.json " in upgrade
     assert "--set-string image.tag=1.2.3-abcdef0" in upgrade
+
+
+def test_nobodys_project_is_not_deployed_to(script, path):
+    path(helm="")
+    done = script("deploy-web", check=False)
+    assert (done.returncode, done.stderr) == (1, "deploy-web: set VALUES\n")
 
 
 def test_discord_is_told_and_its_address_is_in_no_list_of_processes(script, path):
