@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from app.callers import Caller
 from app.documents import as_time
-from app.errors import DarkroomError, Forbidden
+from app.errors import Forbidden
 from app.http import answer, caller, responses
 from app.intake import Intake
 from app.listing import before
@@ -80,7 +80,7 @@ def register(app: OpenAPI, services: Services) -> None:
         entry = quarantine.take(path.entry_id)
         try:
             task_id = _requeue(entry, services)
-        except DarkroomError:
+        except Exception:
             quarantine.put_back(entry)
             raise
         return answer(Requeued(id=entry.id, task_id=task_id), 202)

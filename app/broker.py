@@ -1,5 +1,6 @@
 """The broker, as the web tier and the courier use it: what goes in, how much waits, and what it gave up on."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -39,9 +40,14 @@ class Broker:
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._connection: Any = None
+        # As many as the pool has producers. Whoever waits for one of those waits without end: while a broker hangs, one
+        # after the other for its own time-out.
+        self._seats = threading.BoundedSemaphore(app.conf.broker_pool_limit)
 
     def publish(self, job: Job) -> None:
         """Send the job's message and wait until the broker has it."""
+        if not self._seats.acquire(timeout=2 * PUBLISH_TIMEOUT):
+            raise BrokerUnavailable("The queue takes jobs too slowly; try again shortly.")
         try:
             # In the job's own trace, whoever publishes: the sweep, or a look at a task whose input has come. Celery's
             # instrumentation has a span for the sender too, which never ends when the broker is away.
@@ -52,6 +58,8 @@ class Broker:
                 self._send(job)
         except _AWAY as error:
             raise BrokerUnavailable("The queue does not take jobs; try again shortly.") from error
+        finally:
+            self._seats.release()
 
     def _send(self, job: Job) -> None:
         headers: dict[str, str] = {}

@@ -24,9 +24,12 @@ from app.intake import Intake
 from app.record import Job
 from app.services import Services, build
 from app.settings import Settings
+from app.storage import LocalStorage
 from app.webhooks import Dispatcher
 
 log = structlog.get_logger("darkroom.courier")
+
+HOUR = 3600
 
 
 def main(settings: Settings) -> int:
@@ -76,11 +79,13 @@ class Courier:
         jobs, patience = self._services.jobs, self._services.settings.unconfirmed_after
         self._each(jobs.due("deadlines"), self._overdue)
         self._each(jobs.due("leases"), self._lost)
-        self._each(jobs.waiting_uploads(), self._waiting)
         self._each(jobs.due("unconfirmed", older_than=patience), self._intake.publish_again)
         for queue in self._services.catalogue.queues():
             self._each(self._without_message(queue), self._intake.publish_again)
         self._services.quarantine.collect()
+        # Last: each of them is a question to the bucket, which may be slow.
+        self._each(jobs.waiting_uploads(), self._waiting)
+        self._clear()
         metrics.SWEEP.set_to_current_time()
 
     def _each(self, task_ids: list[str], move: Callable[[Job], None]) -> None:
@@ -112,6 +117,13 @@ class Courier:
         if missing:
             log.warning("sweep.messages_lost", queue=queue, messages=missing)
         return waiting[:missing]
+
+    def _clear(self) -> None:
+        """Each hour, what a folder holds for longer than results are kept; a bucket has a rule for that."""
+        storage, kept = self._services.storage, self._services.settings.result_ttl
+        if isinstance(storage, LocalStorage) and self._services.jobs.lock("clear", HOUR):
+            # Not before the record, which says for how long.
+            storage.expire(kept + HOUR)
 
     def _overdue(self, job: Job) -> None:
         self._services.jobs.fail(job.task_id, DeadlineExceeded("The job was not done by its deadline."))

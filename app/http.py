@@ -12,7 +12,6 @@ from flask import Flask, Response, g, request
 from app import metrics, tracing
 from app.callers import Caller, Callers
 from app.errors import BadRequest, Forbidden
-from app.record import Job
 
 log = structlog.get_logger("darkroom.web")
 
@@ -68,9 +67,9 @@ def answer(document: Any, status: int = 200, **headers: str) -> Response:
     return response
 
 
-def tagged(response: Response, job: Job) -> Response:
-    """With an ETag that changes with the record, and 304 for who has that one."""
-    response.set_etag(f"{job.task_id}-{job.version}", weak=True)
+def tagged(response: Response, tag: str) -> Response:
+    """With this ETag, and 304 for who has that one."""
+    response.set_etag(tag, weak=True)
     return response.make_conditional(request)  # type: ignore[return-value]
 
 

@@ -88,7 +88,9 @@ class Intake:
         """The same job once more, as a new one; raises RequestError."""
         self._look_for_workers(job)
         same = job.params.model_copy(update={"seed_drawn": False})
-        again = self._job(same, job.queue, caller, job.deadline_seconds, rerun_of=job.task_id, **_webhook(job))
+        # Where its model is served now.
+        queue = self._services.catalogue.get(same.model_version).queue
+        again = self._job(same, queue, caller, job.deadline_seconds, rerun_of=job.task_id, **_webhook(job))
         accepted = self._services.jobs.create(again, self._terms(None, caller, ""))
         self._check_verdict(accepted.verdict, again, caller)
         self._publish_or_undo(again)
@@ -231,8 +233,9 @@ class Intake:
         try:
             self._services.publish(job)
         except BrokerUnavailable:
-            self._services.jobs.discard(job.task_id)
-            raise
+            # A confirmation that came too late is none: but the message may have its worker already.
+            if self._services.jobs.discard(job.task_id):
+                raise
         self._services.jobs.confirm(job.task_id)
 
     def _try_to_publish(self, job: Job) -> None:

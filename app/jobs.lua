@@ -78,7 +78,8 @@ local function learn(steps)
   local metrics = cjson.decode(get('metrics') or '{}')
   -- What an earlier attempt had made already took none.
   if not metrics.inference_ms then return end
-  local took = metrics.inference_ms / 1000 / math.max(steps, 1) / (metrics.batch_size or 1)
+  if steps < 1 then return end
+  local took = metrics.inference_ms / 1000 / steps / (metrics.batch_size or 1)
   local before = tonumber(redis.call('HGET', 'models:step_seconds', get('model_version')) or '')
   redis.call('HSET', 'models:step_seconds', get('model_version'), before and before * 0.8 + took * 0.2 or took)
 end
@@ -126,16 +127,21 @@ function moves.create()
     redis.call('HGET', 'models:step_seconds', get('model_version'))}
 end
 
--- seconds: publishing failed, so the client was told no. What stands in the record's place for a while makes
--- a message that got through all the same find nothing to do.
+-- How long a word in a record's place outlives every message of its job: those wait until the deadline at most.
+local function outlasting(seconds) return math.ceil(math.max(tonumber(seconds), time('deadline_at') - now)) end
+
+-- seconds: publishing failed, so the client is told no. What stands in the record's place for so long at least makes
+-- a message that got through all the same find nothing to do. One whose worker has it already is kept.
 function moves.discard()
-  if get('phase') ~= 'QUEUED' then return {'kept'} end
+  local phase, seconds = get('phase'), outlasting(ARGV[3])
+  if not phase or get('discarded') then return {'discarded'} end
+  if phase ~= 'QUEUED' then return {'kept'} end
   unindex('unconfirmed', 'deadlines', 'queued:' .. get('queue'), 'open:' .. get('caller'), 'of:' .. get('caller'),
     'model:' .. get('model_version'))
   if get('ticket') then redis.call('DEL', 'idempotency:' .. get('ticket')) end
   redis.call('DEL', key)
   put('phase', 'DONE', 'discarded', '1')
-  redis.call('EXPIRE', key, ARGV[3])
+  redis.call('EXPIRE', key, seconds)
   return {'discarded'}
 end
 
@@ -217,29 +223,6 @@ function moves.advance()
   return {'advanced'}
 end
 
--- token: the worker gives the job back unharmed, so the attempt does not count.
-function moves.release()
-  if not holds(ARGV[3]) then return {'lost'} end
-  attempt_ended('released')
-  redis.call('HINCRBY', key, 'attempt', -1)
-  move('QUEUED')
-  tell()
-  return {'released'}
-end
-
--- The worker was silent for longer than its lease.
-function moves.requeue()
-  if not running(get('phase')) then
-    unindex('leases')
-    return {'not_running'}
-  end
-  if time('lease') > now then return {'held'} end
-  attempt_ended('lease_expired')
-  move('QUEUED')
-  tell()
-  return {'queued'}
-end
-
 -- How many jobs of a model ended how, since there is this Redis: each one once, whoever ends it (census.py).
 local function count()
   local outcome = get('status') == 'SUCCEEDED' and 'succeeded' or cjson.decode(get('error')).code
@@ -271,6 +254,37 @@ local function finish(token, status, seconds, quarantine, ...)
   return {'finished'}
 end
 
+-- Back into the line; but who was asked to stop ends there and then. ...: error as JSON, seconds to keep.
+local function back(verdict, error, seconds)
+  if get('cancel') then
+    finish('', 'FAILED', seconds, '', 'error', error)
+    return {'canceled'}
+  end
+  move('QUEUED')
+  tell()
+  return {verdict}
+end
+
+-- token, error of a canceled job as JSON, seconds to keep that: the worker gives the job back unharmed, so the attempt
+-- does not count.
+function moves.release()
+  if not holds(ARGV[3]) then return {'lost'} end
+  attempt_ended('released')
+  redis.call('HINCRBY', key, 'attempt', -1)
+  return back('released', ARGV[4], ARGV[5])
+end
+
+-- error of a canceled job as JSON, seconds to keep that: the worker was silent for longer than its lease.
+function moves.requeue()
+  if not running(get('phase')) then
+    unindex('leases')
+    return {'not_running'}
+  end
+  if time('lease') > now then return {'held'} end
+  attempt_ended('lease_expired')
+  return back('queued', ARGV[3], ARGV[4])
+end
+
 -- token, status, seconds to keep, quarantine ('1' or ''), field, value, ...
 function moves.finish() return finish(ARGV[3], ARGV[4], ARGV[5], ARGV[6], unpack(ARGV, 7)) end
 
@@ -287,11 +301,11 @@ end
 -- seconds: leave nothing but the word that there was something, and whose it was.
 function moves.delete()
   if get('phase') ~= 'DONE' then return {get('phase') and 'running' or 'missing'} end
-  local caller = get('caller') or ''
+  local caller, seconds = get('caller') or '', outlasting(ARGV[3])
   unindex('quarantine', 'of:' .. caller)
   redis.call('DEL', key)
   put('phase', 'DONE', 'deleted', '1', 'caller', caller)
-  redis.call('EXPIRE', key, ARGV[3])
+  redis.call('EXPIRE', key, seconds)
   return {'deleted'}
 end
 

@@ -124,9 +124,9 @@ class JobStore:
         """The broker has the message: the sweep need not publish it again."""
         ask(lambda: self._redis.zrem("jobs:unconfirmed", task_id))
 
-    def discard(self, task_id: str) -> None:
-        """Publishing failed and the client is told so: forget the job, and make a stray message find nothing."""
-        self._move("discard", task_id, DISCARDED_TTL)
+    def discard(self, task_id: str) -> bool:
+        """Publishing failed: forget the job, and make a stray message find nothing; False when a worker has it."""
+        return bool(self._move("discard", task_id, DISCARDED_TTL)[0] == "discarded")
 
     def queue(self, task_id: str) -> bool:
         """The input is there. True for the one caller who moved the job on and must publish it."""
@@ -155,11 +155,11 @@ class JobStore:
 
     def release(self, task_id: str, token: str) -> None:
         """Give the job back unharmed; the attempt is not counted. Raises ClaimLost."""
-        self._hold(task_id, self._move("release", task_id, token))
+        self._hold(task_id, self._move("release", task_id, token, *self._if_canceled))
 
     def requeue(self, task_id: str) -> bool:
         """Take the job from a worker whose lease ran out. True for the one caller who must publish it."""
-        return bool(self._move("requeue", task_id)[0] == "queued")
+        return bool(self._move("requeue", task_id, *self._if_canceled)[0] == "queued")
 
     def forget(self, task_id: str, queues: Iterable[str] = ()) -> None:
         """Take an id whose record is gone out of the indexes, and out of these queues."""
@@ -176,8 +176,7 @@ class JobStore:
 
     def cancel(self, task_id: str) -> None:
         """End a job that nobody works on; ask the worker of one that runs to stop at its next step."""
-        error = json.dumps(Canceled("Canceled by the client.").document())
-        self._move("cancel", task_id, error, self._result_ttl)
+        self._move("cancel", task_id, *self._if_canceled)
 
     def delete(self, task_id: str) -> None:
         """Leave nothing of a finished job but the word that it was there; raises NotReady while it is not done."""
@@ -267,6 +266,11 @@ class JobStore:
     def ping(self) -> None:
         """Raises StoreUnavailable when Redis does not answer."""
         ask(self._redis.ping)
+
+    @property
+    def _if_canceled(self) -> tuple[str, int]:
+        """The error of a canceled job, and for how long that is kept."""
+        return json.dumps(Canceled("Canceled by the client.").document()), self._result_ttl
 
     def _finish(
         self, task_id: str, token: str, status: Status, fields: dict[str, str], *, quarantine: bool = False

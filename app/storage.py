@@ -13,9 +13,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import google_crc32c
@@ -23,6 +23,9 @@ from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
 
 from app.errors import InputInvalid, InvalidRequest, ObjectExists, StorageFailed, StorageUnavailable
 from app.settings import Settings
+
+# What a name begins with.
+FOLDERS = ("input", "output")
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def crc32c(data: bytes) -> str:
 def _name_in(root: str, url: str, field: str) -> str:
     name = url.removeprefix(f"{root}/")
     folder, _, rest = name.partition("/")
-    if not url.startswith(f"{root}/") or folder not in ("input", "output") or not rest or not _plain(rest):
+    if not url.startswith(f"{root}/") or folder not in FOLDERS or not rest or not _plain(rest):
         raise not_ours(field)
     return name
 
@@ -179,6 +182,14 @@ class LocalStorage:
             self.path(name).unlink(missing_ok=True)
         except OSError as error:
             raise StorageUnavailable(f"The picture store cannot be written: {error.strerror}.") from error
+
+    def expire(self, seconds: float) -> None:
+        """Remove what has lain there for longer than that, as a bucket's lifecycle rule does."""
+        for folder in FOLDERS:
+            for path in (self._folder / folder).glob("*"):
+                with suppress(OSError):
+                    if path.stat().st_mtime < time.time() - seconds:
+                        path.unlink()
 
     def _read(self, name: str, most: int = -1) -> bytes | None:
         try:
@@ -312,28 +323,29 @@ class GCSStorage:
                 method=method,
                 expiration=timedelta(seconds=seconds),
                 api_access_endpoint=self._bucket.client.api_endpoint,
-                **self._signer(),
+                credentials=self._signer,
             )
         )
         return url
 
-    def _signer(self) -> dict[str, Any]:
+    @cached_property
+    def _signer(self) -> Any:
         """Who signs: the private key where there is one, else IAM's signBlob for the account we run as."""
+        import google.auth
+        from google.auth import iam
         from google.auth.credentials import Signing
         from google.auth.transport.requests import Request
+        from google.oauth2.service_account import Credentials
 
-        credentials = self._credentials
-        if isinstance(credentials, Signing):
-            return {"credentials": credentials}
-        if not credentials.valid:
-            credentials.refresh(Request())
-        return {"service_account_email": credentials.service_account_email, "access_token": credentials.token}
-
-    @cached_property
-    def _credentials(self) -> Any:
-        import google.auth
-
-        return google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])[0]
+        own: Any = google.auth.default(scopes=["https://www.googleapis.com/auth/cloud-platform"])[0]
+        if isinstance(own, Signing):
+            return own
+        # Left to itself it waits for two minutes.
+        ask = partial(Request(), timeout=self._seconds)
+        # Tells the account's name.
+        own.refresh(ask)
+        signer, signing = cast("Any", iam.Signer), cast("Any", Credentials)
+        return signing(signer(ask, own, own.service_account_email), own.service_account_email, "")
 
     @staticmethod
     def _call(command: Callable[[], Any]) -> Any:

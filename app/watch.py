@@ -143,11 +143,18 @@ class Watch:
                     self._subscriptions += 1
                     self.listening.set()
                 elif message:
-                    self._tell(json.loads(message["data"]))
+                    self._tell(message["data"])
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _tell(self, text: str) -> None:
+        try:
+            event = json.loads(text)
+            task_id = event["task_id"]
+        except (ValueError, TypeError, KeyError):
+            # Whoever says such a thing on our channel: it must not end our listening.
+            log.warning("watch.unreadable")
+            return
         with self._lock:
-            for inbox in self._inboxes.get(event["task_id"], ()):
+            for inbox in self._inboxes.get(task_id, ()):
                 inbox.put(event)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 
 from flask import Response, redirect, request
 from flask_openapi3 import Info, OpenAPI, Tag
@@ -13,13 +14,13 @@ from werkzeug.wrappers import Response as BaseResponse
 from app import __version__, admin, http, metrics, problems, telemetry
 from app import settings as settings_module
 from app.documents import model_documents, retry_after, submitted_document, task_document
-from app.errors import ModelNotFound, NoPicture, NotReady, TaskNotFound
+from app.errors import ModelNotFound, NoPicture, NotReady, StorageUnavailable, TaskNotFound
 from app.files import files
 from app.http import answer, caller, responses
 from app.intake import Intake, input_name, mask_name
 from app.listing import page
 from app.pages import pages
-from app.record import Job, Phase, Status
+from app.record import Job, Phase, Status, output_name
 from app.schemas import (
     GenerateRequest,
     Health,
@@ -110,8 +111,11 @@ class Desk:
         return self._started(self.services.jobs.get(job.task_id))
 
     def _started(self, job: Job) -> Job:
-        waits = job.phase is Phase.AWAITING_UPLOAD
-        return self.services.jobs.get(job.task_id) if waits and self.intake.start_if_uploaded(job) else job
+        # A bucket that is away is asked again by the next look, or by the sweep.
+        with suppress(StorageUnavailable):
+            if job.phase is Phase.AWAITING_UPLOAD and self.intake.start_if_uploaded(job):
+                return self.services.jobs.get(job.task_id)
+        return job
 
     def wait(self, task_id: str, seconds: float) -> Job:
         """The caller's job as soon as it is done, or as it is after `seconds`."""
@@ -122,7 +126,14 @@ class Desk:
         """The task document."""
         document = task_document(job, self.services, inline=inline)
         response = answer(document, status, **retry_after(document))
-        return http.tagged(response, job) if status == 200 else response
+        tag = self._tag(job) if status == 200 else ""
+        return http.tagged(response, tag) if tag else response
+
+    def _tag(self, job: Job) -> str:
+        """Changes with all that the document tells; empty while the job is in a line, which moves without it."""
+        # In time before the picture's URL is over.
+        spell = self.services.clock() // (self.services.settings.signed_url_ttl / 2) if job.images else 0
+        return "" if job.phase is Phase.QUEUED else f"{job.task_id}-{job.version}-{spell:.0f}"
 
     def picture(self, task_id: str, index: int) -> BaseResponse:
         """A redirect to one of the pictures."""
@@ -141,11 +152,15 @@ class Desk:
         return self.services.jobs.get(task_id)
 
     def delete(self, task_id: str) -> None:
-        """Remove the record, then the objects; raises NotReady while the job is not done."""
+        """Remove the objects, then the record: who is told 503 may ask again. Raises NotReady before the end."""
         job = self.own(task_id)
-        self.services.jobs.delete(task_id)
-        for name in [image["name"] for image in job.images] + [input_name(task_id), mask_name(task_id)]:
+        if not job.phase.is_terminal:
+            raise NotReady("The task is not done; cancel it first.")
+        # Also those of a job that failed between two of them.
+        outputs = [output_name(task_id, index) for index in range(job.params.num_images)]
+        for name in [*outputs, input_name(task_id), mask_name(task_id)]:
             self.services.storage.delete(name)
+        self.services.jobs.delete(task_id)
 
     def events(self, job: Job) -> Iterator[str]:
         """Server-sent events, from the job as it is to its end."""

@@ -52,23 +52,24 @@ class Herald:
     """Says at once and then every few seconds how this worker stands: who is silent is taken for gone."""
 
     def __init__(self, services: Services, state: Callable[[], WorkerState]) -> None:
-        self._workers = services.workers
+        # Without a worker's patience: the sign of life goes on while the store is away.
+        self._workers = WorkerRegistry(make_redis(services.settings, "courier"))
         self._settings = services.settings
-        self.say(state)
+        self._state = state
         threading.Thread(target=self._repeat, name="herald", daemon=True).start()
+        self.say(state)
 
     def say(self, state: Callable[[], WorkerState]) -> None:
-        """From now on this is how it stands."""
+        """From now on this is how it stands; a store that is away hears of it later."""
         self._state = state
-        self._workers.announce(state())
+        with suppress(StoreUnavailable):
+            self._workers.announce(state())
 
     def _repeat(self) -> None:
         while True:
             alive.beat(self._settings)
             time.sleep(TTL / 3)
-            # A store that is full, say: the jobs see to their own writes.
-            with suppress(StoreUnavailable):
-                self._workers.announce(self._state())
+            self.say(self._state)
 
 
 class Child:

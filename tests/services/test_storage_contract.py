@@ -3,29 +3,27 @@
 import base64
 import dataclasses
 import errno
-import hashlib
 import json
 import os
 import subprocess
 import sysconfig
 import threading
 import uuid
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.parse import parse_qsl, quote, urlsplit
+from urllib.parse import quote, urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 import pytest
 import requests
 from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import padding
+from cryptography.hazmat.primitives import serialization
 from pydantic import SecretStr
 
 from app.errors import InputInvalid, InvalidRequest, ObjectExists, StorageUnavailable
 from app.storage import GCSStorage, LocalStorage, ObjectInfo, crc32c, make_storage
 from app.web import create_app
 from tests.backends import GIVEN, throw_away_account
+from tests.signed import soon, verify
 from tests.stack import free_port, until
 from tests.things import recording
 
@@ -227,32 +225,10 @@ def test_an_address_of_any_other_place_is_refused(url, storage, field):
 # ---- Google's signed URLs, as Google checks them
 
 
-def verify(url, method, public_key, now):
-    """What Google checks of a V4 signed URL that carries no header but the host; raises when it would answer 403."""
-    parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query, strict_parsing=True))
-    signature = bytes.fromhex(query.pop("X-Goog-Signature"))
-    signed_at = datetime.strptime(query["X-Goog-Date"], "%Y%m%dT%H%M%SZ").replace(tzinfo=UTC)
-    if not signed_at <= now < signed_at + timedelta(seconds=int(query["X-Goog-Expires"])):
-        raise PermissionError("expired")
-    if query["X-Goog-SignedHeaders"] != "host":
-        raise PermissionError("a plain client sends no other header")
-    sorted_query = "&".join(f"{quote(k, safe='-_.~')}={quote(v, safe='-_.~')}" for k, v in sorted(query.items()))
-    canonical = f"{method}\n{parts.path}\n{sorted_query}\nhost:{parts.netloc}\n\nhost\nUNSIGNED-PAYLOAD"
-    scope = query["X-Goog-Credential"].partition("/")[2]
-    digest = hashlib.sha256(canonical.encode()).hexdigest()
-    text = f"{query['X-Goog-Algorithm']}\n{query['X-Goog-Date']}\n{scope}\n{digest}"
-    public_key.verify(signature, text.encode(), padding.PKCS1v15(), hashes.SHA256())
-
-
 @pytest.fixture
 def public_key(account):
     text = json.loads(account.read_text())["private_key"]
     return serialization.load_pem_private_key(text.encode(), None).public_key()
-
-
-def soon(seconds=5):
-    return datetime.now(UTC) + timedelta(seconds=seconds)
 
 
 def test_the_signed_urls_are_signed_for_their_method_object_and_time(gcs, name, public_key):

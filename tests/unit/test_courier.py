@@ -1,6 +1,7 @@
 """The sweep: what nobody looks after is moved on, once, and nothing else is touched."""
 
 import dataclasses
+import os
 import threading
 import time
 import uuid
@@ -175,6 +176,17 @@ def test_the_lost_message_of_a_job_of_low_priority_is_missed_as_soon(courier, se
     courier.sweep()
     courier.sweep()
     assert ids(published) == [low.task_id]
+
+
+def test_a_folder_loses_what_is_older_than_results_are_kept(courier, services):
+    storage, kept = services.storage, services.settings.result_ttl
+    for name, age in (("output/old.png", kept + 7200), ("input/old", kept + 7200), ("output/new.png", kept - 60)):
+        storage.put(name, picture(), "image/png")
+        moment = time.time() - age
+        os.utime(storage.path(name), (moment, moment))
+    courier.sweep()
+    left = [storage.stat(name) is not None for name in ("output/old.png", "input/old", "output/new.png")]
+    assert left == [False, False, True]
 
 
 def test_an_outage_of_the_store_does_not_end_the_courier(services, settings):

