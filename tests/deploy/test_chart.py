@@ -38,8 +38,8 @@ SHAPES = {
     "production": {"values": "values-production.yaml"},
     "everything": EVERYTHING,
 }
-# Kinds of KEDA, whose schemas Kubernetes does not have.
-FOREIGN = {"ScaledObject", "TriggerAuthentication"}
+# Kinds of KEDA and of Google, whose schemas Kubernetes does not have.
+FOREIGN = {"ScaledObject", "TriggerAuthentication", "PodMonitoring"}
 
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
@@ -313,6 +313,20 @@ def test_rabbitmq_and_redis_are_those_that_the_tests_run_with():
     values = yaml.safe_load((CHART / "values.yaml").read_text())
     for name in ("rabbitmq", "redis"):
         assert values[name]["image"] == f"docker.io/library/{images[name]}"
+
+
+def test_the_autoscaler_of_the_gpu_machines_reads_what_rabbitmq_tells_of_each_queue():
+    made = objects("production")
+    (asked,) = (thing["spec"] for (kind, *_), thing in made.items() if kind == "PodMonitoring")
+    (broker,) = (thing for (kind, *_), thing in made.items() if kind == "StatefulSet")
+    assert asked["selector"]["matchLabels"].items() <= broker["spec"]["template"]["metadata"]["labels"].items()
+    ports = {port["name"]: port["containerPort"] for port in pod_of(broker)["containers"][0]["ports"]}
+    assert ports[asked["endpoints"][0]["port"]] == 15692
+    # What it is called there: with the queue for a label, on this page alone.
+    assert asked["endpoints"][0]["path"] == "/metrics/per-object"
+    metric = (ROOT / "infra/modules/gpu_worker/variables.tf").read_text()
+    assert "prometheus.googleapis.com/rabbitmq_queue_messages/gauge" in metric
+    assert not [kind for kind, *_ in objects("minikube") if kind == "PodMonitoring"]
 
 
 # ---- Redis

@@ -13,6 +13,14 @@ resource "google_container_cluster" "this" {
   # Enforces network policies; the nodes' old kube-proxy goes with it.
   datapath_provider = "ADVANCED_DATAPATH"
 
+  # Its collection reads what the autoscaler of the workers goes by.
+  monitoring_config {
+    enable_components = ["SYSTEM_COMPONENTS"]
+    managed_prometheus {
+      enabled = true
+    }
+  }
+
   ip_allocation_policy {
     cluster_secondary_range_name  = "pods"
     services_secondary_range_name = "services"
