@@ -29,6 +29,8 @@ WAIT = 30
 # The service says something at least every five seconds while it sends events.
 SILENCE = 20
 PAUSE = 1.0
+# Seconds without a word for which a service that restarts is waited for.
+PATIENCE = 60
 PASSING = {0, 429, 502, 503, 504}
 
 
@@ -145,7 +147,7 @@ class Client:
             page = self.page(page["next_cursor"], **filters)
             yield from page["tasks"]
 
-    def events(self, task_id: str, patience: float = 60) -> Iterator[Event]:
+    def events(self, task_id: str, patience: float = PATIENCE) -> Iterator[Event]:
         """What happens to the task, from how it is now to its end.
 
         A stream that breaks is opened again, for at most `patience` seconds without a word from the service.
@@ -163,18 +165,28 @@ class Client:
 
     def follow(self, task_id: str, pause: float = 0.1) -> Iterator[dict[str, Any]]:
         """The task document again and again, `pause` seconds apart, until the task is done."""
+        until = time.monotonic() + PATIENCE
         while True:
-            task = self._task(task_id, 0)
+            try:
+                task = self.task(task_id)
+            except ApiError as error:
+                self._pause(error, until)
+                continue
             yield task
             if task["status"] != "PENDING":
                 return
             time.sleep(pause)
+            until = time.monotonic() + PATIENCE
 
     def wait(self, task_id: str, seconds: float) -> dict[str, Any]:
         """The document of the finished task; raises ApiError when it is not done within `seconds`."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
-            task = self._task(task_id, min(left, WAIT))
+            try:
+                task = self.task(task_id, min(left, WAIT))
+            except ApiError as error:
+                self._pause(error, until)
+                continue
             if task["status"] != "PENDING":
                 return task
         raise ApiError(f"Task {task_id} is not done after {seconds:g} s.")
@@ -219,16 +231,6 @@ class Client:
         except ApiError:
             return False
         return True
-
-    def _task(self, task_id: str, wait: float) -> dict[str, Any]:
-        """The task document; who asks again and again may be asked to ask less often."""
-        while True:
-            try:
-                return self.task(task_id, wait)
-            except ApiError as error:
-                if error.status != 429:
-                    raise
-                time.sleep(error.retry_after or PAUSE)
 
     def _stream(self, task_id: str, last: str) -> Iterator[Event]:
         """The events of one connection; always ends with an ApiError or its reader's going."""

@@ -18,6 +18,7 @@ from app.errors import (
     IdempotencyKeyReuse,
     InputInvalid,
     InputMissing,
+    Internal,
     NoWorker,
     QueueFull,
     QuotaExceeded,
@@ -35,6 +36,9 @@ from app.storage import SignedUpload, not_ours
 from app.workers import status_among
 
 log = structlog.get_logger("darkroom.intake")
+
+# Seconds within which a first request with an idempotency key is over: above three tries to publish.
+IN_FLIGHT = 5
 
 TASK_ID_LENGTH = len(str(uuid.UUID(int=0)))
 
@@ -148,6 +152,9 @@ class Intake:
 
     def publish_again(self, job: Job) -> None:
         """Send a queued job's message once more; a worker that gets it twice finds it claimed."""
+        if job.queue not in self._services.catalogue.queues():
+            self._services.jobs.fail(job.task_id, Internal("Its queue is served no more; run the task again."))
+            return
         if job.phase is Phase.QUEUED:
             self._services.publish(job)
         self._services.jobs.confirm(job.task_id)
@@ -225,9 +232,11 @@ class Intake:
     def _replay(self, earlier: Acceptance) -> Submission:
         if earlier.verdict == "reused":
             raise IdempotencyKeyReuse
-        if self._services.jobs.unconfirmed(earlier.task_id):
+        jobs, job = self._services.jobs, self._services.jobs.get(earlier.task_id)
+        # Later on it is unconfirmed for other reasons: it went back into the line, or its web process has died.
+        if jobs.unconfirmed(job.task_id) and jobs.now() - (job.created_at or 0) < IN_FLIGHT:
             raise IdempotencyConflict
-        return Submission(self._services.jobs.get(earlier.task_id), replayed=True)
+        return Submission(job, replayed=True)
 
     def _publish_or_undo(self, job: Job) -> None:
         try:

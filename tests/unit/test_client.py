@@ -230,6 +230,12 @@ def test_waiting_heeds_a_plea_to_ask_less_often(server, client):
     assert client.wait("t", 10) == DONE
 
 
+def test_waiting_outlasts_a_service_that_restarts(server, client, monkeypatch):
+    monkeypatch.setattr("app.client.PAUSE", 0.01)
+    server.answers += [says({}, 503), raw(b"", 502), says(PENDING), says(DONE)]
+    assert client.wait("t", 10) == DONE
+
+
 def test_waiting_ends_with_its_time(server, client):
     server.answers += [says(PENDING)] * 1000
     assert str(refused(client.wait, "t", 0.05)) == "Task t is not done after 0.05 s."

@@ -178,6 +178,15 @@ def test_the_lost_message_of_a_job_of_low_priority_is_missed_as_soon(courier, se
     assert ids(published) == [low.task_id]
 
 
+def test_a_job_of_a_queue_that_nobody_serves_any_more_ends_and_says_so(courier, services, published):
+    left = job(queue="gen.gone")
+    services.jobs.create(left)
+    services.redis.zadd("jobs:unconfirmed", {left.task_id: services.jobs.now() - 31})
+    courier.sweep()
+    assert (services.jobs.get(left.task_id).error["code"], published) == ("internal", [])
+    assert indexes(services.redis, left.task_id) == set()
+
+
 def test_a_folder_loses_what_is_older_than_results_are_kept(courier, services):
     storage, kept = services.storage, services.settings.result_ttl
     for name, age in (("output/old.png", kept + 7200), ("input/old", kept + 7200), ("output/new.png", kept - 60)):

@@ -7,6 +7,7 @@ import pytest
 from app.callers import ANYONE
 from app.errors import (
     BrokerUnavailable,
+    IdempotencyConflict,
     IdempotencyKeyReuse,
     InputMissing,
     InvalidRequest,
@@ -14,7 +15,7 @@ from app.errors import (
     TaskNotFound,
     UnknownModelVersion,
 )
-from app.intake import Intake, input_name
+from app.intake import IN_FLIGHT, Intake, input_name
 from app.models import Catalogue
 from app.record import Phase, Status
 from app.schemas import GenerateRequest
@@ -83,6 +84,16 @@ def test_a_job_whose_confirmation_came_too_late_is_accepted_when_a_worker_has_it
     job, _ = submit(Intake(dataclasses.replace(services, publish=late)))
     assert services.jobs.get(job.task_id).phase is Phase.STARTING
     assert services.jobs.due("unconfirmed") == []
+
+
+def test_only_a_request_that_may_still_be_under_way_is_a_conflict(intake, services):
+    request = GenerateRequest(prompt="a red star")
+    first = intake.submit(request, ANYONE, "a key").job
+    services.redis.zadd("jobs:unconfirmed", {first.task_id: services.jobs.now()})
+    with pytest.raises(IdempotencyConflict):
+        intake.submit(request, ANYONE, "a key")
+    services.redis.hset(f"job:{first.task_id}", "created_at", services.jobs.now() - IN_FLIGHT - 1)
+    assert intake.submit(request, ANYONE, "a key").job.task_id == first.task_id
 
 
 def test_a_task_is_run_again_in_the_queue_where_its_model_is_served_now(intake, services, published):

@@ -9,7 +9,7 @@ import uuid
 import flask
 import pytest
 
-from app import __version__
+from app import __version__, listing
 from app.errors import BrokerUnavailable, Internal, StorageUnavailable
 from app.intake import input_name
 from app.jobs import JobStore
@@ -235,6 +235,19 @@ def test_a_waiting_client_has_its_answer_as_soon_as_the_task_is_done(client, ser
 
 def test_a_waiting_client_has_its_answer_when_its_time_is_over(client, services):
     assert client.get(f"/tasks/{queued(services)}?wait=0.05").json["status"] == "PENDING"
+
+
+def test_a_filter_that_few_tasks_fit_is_looked_for_page_by_page(client, services, monkeypatch):
+    monkeypatch.setattr(listing, "BATCH", 2)
+    monkeypatch.setattr(listing, "MOST_BATCHES", 2)
+    failed = queued(services)
+    services.jobs.fail(failed, Internal("It broke."))
+    for _ in range(5):
+        queued(services)
+    first = client.get("/tasks?status=FAILED").json
+    assert (first["tasks"], bool(first["next_cursor"])) == ([], True)
+    second = client.get(f"/tasks?status=FAILED&cursor={first['next_cursor']}").json
+    assert ([task["task_id"] for task in second["tasks"]], second["next_cursor"]) == ([failed], None)
 
 
 # ---- pictures
