@@ -165,28 +165,18 @@ class Client:
 
     def follow(self, task_id: str, pause: float = 0.1) -> Iterator[dict[str, Any]]:
         """The task document again and again, `pause` seconds apart, until the task is done."""
-        until = time.monotonic() + PATIENCE
         while True:
-            try:
-                task = self.task(task_id)
-            except ApiError as error:
-                self._pause(error, until)
-                continue
+            task = self._task(task_id, 0, time.monotonic() + PATIENCE)
             yield task
             if task["status"] != "PENDING":
                 return
             time.sleep(pause)
-            until = time.monotonic() + PATIENCE
 
     def wait(self, task_id: str, seconds: float) -> dict[str, Any]:
         """The document of the finished task; raises ApiError when it is not done within `seconds`."""
         until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            try:
-                task = self.task(task_id, min(left, WAIT))
-            except ApiError as error:
-                self._pause(error, until)
-                continue
+        while time.monotonic() < until:
+            task = self._task(task_id, WAIT, until)
             if task["status"] != "PENDING":
                 return task
         raise ApiError(f"Task {task_id} is not done after {seconds:g} s.")
@@ -231,6 +221,14 @@ class Client:
         except ApiError:
             return False
         return True
+
+    def _task(self, task_id: str, wait: float, until: float) -> dict[str, Any]:
+        """The task document; a service that is busy, or away for a while, is asked again until then."""
+        while True:
+            try:
+                return self.task(task_id, max(min(wait, until - time.monotonic()), 0))
+            except ApiError as error:
+                self._pause(error, until)
 
     def _stream(self, task_id: str, last: str) -> Iterator[Event]:
         """The events of one connection; always ends with an ApiError or its reader's going."""

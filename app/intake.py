@@ -152,10 +152,10 @@ class Intake:
 
     def publish_again(self, job: Job) -> None:
         """Send a queued job's message once more; a worker that gets it twice finds it claimed."""
-        if job.queue not in self._services.catalogue.queues():
-            self._services.jobs.fail(job.task_id, Internal("Its queue is served no more; run the task again."))
-            return
         if job.phase is Phase.QUEUED:
+            if job.queue not in self._services.catalogue.queues():
+                self._services.jobs.fail(job.task_id, Internal("Its queue is served no more; run the task again."))
+                return
             self._services.publish(job)
         self._services.jobs.confirm(job.task_id)
 

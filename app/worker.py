@@ -48,12 +48,16 @@ STOP = signal.SIGUSR2
 _gave_up = threading.Event()
 
 
+def _registry(settings: Settings) -> WorkerRegistry:
+    """Without a worker's patience: while the store is away there must be signs of life, and ears for a stop."""
+    return WorkerRegistry(make_redis(settings, "courier"))
+
+
 class Herald:
     """Says at once and then every few seconds how this worker stands: who is silent is taken for gone."""
 
     def __init__(self, services: Services, state: Callable[[], WorkerState]) -> None:
-        # Without a worker's patience: the sign of life goes on while the store is away.
-        self._workers = WorkerRegistry(make_redis(services.settings, "courier"))
+        self._workers = _registry(services.settings)
         self._settings = services.settings
         self._state = state
         threading.Thread(target=self._repeat, name="herald", daemon=True).start()
@@ -189,8 +193,7 @@ class ModelGate(bootsteps.StartStopStep):
     requires = ("celery.worker.components:Pool",)
 
     def start(self, parent: Any) -> None:
-        # Without a worker's patience: who is told to stop must hear it while the store is away.
-        workers = WorkerRegistry(make_redis(settings_module.load(), "courier"))
+        workers = _registry(settings_module.load())
         while (worker := _known(workers, parent.hostname)) is None or worker.state == "loading":
             if not all(process.is_alive() for process in _children(parent)):
                 raise SystemExit("The worker's child died while it was loading its models.")

@@ -86,6 +86,13 @@ def test_a_job_whose_confirmation_came_too_late_is_accepted_when_a_worker_has_it
     assert services.jobs.due("unconfirmed") == []
 
 
+def test_a_job_that_a_worker_has_is_not_ended_with_its_queue(intake, services, published):
+    begun = dataclasses.replace(submit(intake)[0], queue="gen.gone", phase=Phase.RUNNING)
+    services.jobs.claim(begun.task_id, "t1", "worker-1", 3)
+    intake.publish_again(begun)
+    assert (services.jobs.get(begun.task_id).phase, len(published)) == (Phase.STARTING, 1)
+
+
 def test_only_a_request_that_may_still_be_under_way_is_a_conflict(intake, services):
     request = GenerateRequest(prompt="a red star")
     first = intake.submit(request, ANYONE, "a key").job
