@@ -170,10 +170,16 @@ def models(context: click.Context, *, as_json: bool) -> None:
 def _list_models(client: Client, output: Output) -> int:
     found = client.models()
     rows = [
-        [m["model_version"], m["status"], ", ".join(m["capabilities"]), _size(m), str(m["queue_depth"])] for m in found
+        [m["model_version"], m["status"], ", ".join(m["capabilities"]), _size(m), str(m["queue_depth"]), _typical(m)]
+        for m in found
     ]
-    output.table({"models": found}, ["model", "status", "does", "size", "queued"], rows)
+    output.table({"models": found}, ["model", "status", "does", "size", "queued", "takes"], rows)
     return DONE
+
+
+def _typical(model: dict[str, Any]) -> str:
+    seconds = model["typical_seconds"]
+    return "" if seconds is None else f"{seconds:g} s"
 
 
 def _read(path: Path | None) -> bytes | None:

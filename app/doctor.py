@@ -146,7 +146,7 @@ def _storage(settings: Settings) -> str:
         _read_back(store, name, data)
     finally:
         store.delete(name)
-    if store.stat(name) is not None:
+    if store.size(name) is not None:
         raise DarkroomError(f"{name} is still there after its deletion")
     return f"{settings.storage_url} takes, gives back and deletes an object"
 

@@ -66,11 +66,11 @@ def retry_after(document: Task) -> dict[str, str]:
 
 def model_documents(services: Services) -> list[Model]:
     """Every model of the catalogue, and how it stands now."""
-    workers = services.workers.all()
-    return [_model(spec, workers, services) for spec in services.catalogue.all()]
+    workers, steps = services.workers.all(), services.jobs.step_seconds()
+    return [_model(spec, workers, services, steps.get(spec.model_version)) for spec in services.catalogue.all()]
 
 
-def _model(spec: ModelSpec, workers: list[WorkerState], services: Services) -> Model:
+def _model(spec: ModelSpec, workers: list[WorkerState], services: Services, step_seconds: float | None) -> Model:
     status = status_among(workers, spec.model_version, spec.queue)
     return Model(
         model_version=spec.model_version,
@@ -96,6 +96,7 @@ def _model(spec: ModelSpec, workers: list[WorkerState], services: Services) -> M
             if load.model_version == spec.model_version and worker.state == "ready"
         ],
         queue_depth=services.jobs.queue_depth(spec.queue),
+        typical_seconds=None if step_seconds is None else round(step_seconds * spec.defaults.num_inference_steps, 1),
     )
 
 

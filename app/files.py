@@ -23,7 +23,7 @@ def files(storage: LocalStorage) -> Blueprint:
     @blueprint.get("/<token>/<name>")
     def download(token: str, name: str) -> Response:
         permit = _permitted(storage, token, name, "GET")
-        if storage.stat(permit.name) is None:
+        if storage.size(permit.name) is None:
             raise NotFound("There is no such picture.")
         kind = "image/png" if permit.name.endswith(".png") else "application/octet-stream"
         return send_file(storage.path(permit.name).absolute(), mimetype=kind, download_name=name, max_age=0)

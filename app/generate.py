@@ -101,7 +101,7 @@ class Runner:
     def _another(self, own: Job) -> bool:
         """Whether there was one more in the line. Who loses one to another worker leaves it at that."""
         token, began = secrets.token_hex(8), time.monotonic()
-        claim = self._line.claim(own.queue, token, self._name, self._services.settings.max_attempts)
+        claim = self._line.claim(own.queue, token, self._name)
         if claim.job:
             # Whose trace it belongs to is known only now.
             with _trace_of(claim.job, own):
@@ -126,12 +126,12 @@ class Runner:
     @tracing.span("job.claim")
     def _claim(self, task_id: str, own: Job, token: str) -> Claim:
         """The claim on this job. A record that is lost is made again from its message."""
-        jobs, limit = self._services.jobs, self._services.settings.max_attempts
-        claim = jobs.claim(task_id, token, self._name, limit)
+        jobs = self._services.jobs
+        claim = jobs.claim(task_id, token, self._name)
         if claim.verdict == "missing" and task_id == own.task_id:
             log.warning("job.record_made_again", task_id=task_id)
             jobs.create(own)
-            claim = jobs.claim(task_id, token, self._name, limit)
+            claim = jobs.claim(task_id, token, self._name)
         return claim
 
     def _closed(self, task_id: str, verdict: str) -> Outcome:
@@ -142,7 +142,7 @@ class Runner:
         elif verdict == "overdue":
             error = DeadlineExceeded("The deadline passed before a worker was free.")
         elif verdict == "exhausted":
-            error = AttemptsExhausted(f"Lost with {self._services.settings.max_attempts} workers; not tried again.")
+            error = AttemptsExhausted("Lost with as many workers as `max_attempts` allows; not tried again.")
         else:
             return verdict
         # Its message may have come twice, and the other worker been first.

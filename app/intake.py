@@ -33,12 +33,14 @@ from app.record import Job, Phase
 from app.schemas import GenerateRequest
 from app.services import Services
 from app.storage import SignedUpload, not_ours
+from app.tasks import PUBLISH_TIMEOUT
 from app.workers import status_among
 
 log = structlog.get_logger("darkroom.intake")
 
-# Seconds within which a first request with an idempotency key is over: above three tries to publish.
-IN_FLIGHT = 5
+# Seconds within which a first request with an idempotency key is over: it waits for two answers of the broker until it
+# may publish, and for three to do so; the rest is for all else.
+IN_FLIGHT = 8 * PUBLISH_TIMEOUT
 
 TASK_ID_LENGTH = len(str(uuid.UUID(int=0)))
 
@@ -133,10 +135,10 @@ class Intake:
         """Queue a job whose inputs have all arrived; False while one has not."""
         limit = self._services.settings.upload_max_bytes
         for name in self._awaited(job):
-            stored = self._services.storage.stat(name)
-            if stored is None:
+            size = self._services.storage.size(name)
+            if size is None:
                 return False
-            if stored.size > limit:
+            if size > limit:
                 # Whoever else saw the same picture may have said so already.
                 with suppress(ClaimLost):
                     error = InputInvalid(f"The input picture is larger than {limit} bytes.")

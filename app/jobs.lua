@@ -153,7 +153,7 @@ function moves.queue()
   return {'queued'}
 end
 
--- token, owner, lease seconds, most attempts
+-- token, owner, lease seconds
 function moves.claim()
   local phase = get('phase')
   if not phase then return {'missing'} end
@@ -161,14 +161,14 @@ function moves.claim()
     -- Asked again after an answer that was lost on its way.
     if get('token') == ARGV[3] then return {'claimed', redis.call('HGETALL', key)} end
     if time('lease') > now then return {'held'} end
-    attempt_ended('lease_expired')
+    attempt_ended('worker_lost')
     move('QUEUED')
   elseif phase ~= 'QUEUED' then
     return {phase == 'DONE' and 'done' or 'waiting'}
   end
   if get('cancel') then return {'canceled'} end
   if time('deadline_at') <= now then return {'overdue'} end
-  if time('attempt') >= tonumber(ARGV[6]) then return {'exhausted'} end
+  if time('attempt') >= time('max_attempts') then return {'exhausted'} end
   put('token', ARGV[3], 'step', 0)
   local attempts = cjson.decode(get('attempts') or '[]')
   attempts[#attempts + 1] = {attempt = redis.call('HINCRBY', key, 'attempt', 1), owner = ARGV[4], started_at = now}
@@ -190,8 +190,8 @@ function moves.claim_next()
     return {id, unpack(moves.claim())}
   end
   local models = {}
-  for _, model in ipairs({unpack(ARGV, 9)}) do models[model] = true end
-  for _, first in ipairs(redis.call('ZRANGE', 'jobs:queued:' .. ARGV[7], 0, ARGV[8] - 1)) do
+  for _, model in ipairs({unpack(ARGV, 8)}) do models[model] = true end
+  for _, first in ipairs(redis.call('ZRANGE', 'jobs:queued:' .. ARGV[6], 0, ARGV[7] - 1)) do
     key, id = 'job:' .. first, first
     if models[get('model_version')] then
       redis.call('SET', asked, id, 'EX', math.ceil(ARGV[5]))
@@ -281,7 +281,7 @@ function moves.requeue()
     return {'not_running'}
   end
   if time('lease') > now then return {'held'} end
-  attempt_ended('lease_expired')
+  attempt_ended('worker_lost')
   return back('queued', ARGV[3], ARGV[4])
 end
 
@@ -300,7 +300,8 @@ end
 
 -- seconds: leave nothing but the word that there was something, and whose it was.
 function moves.delete()
-  if get('phase') ~= 'DONE' then return {get('phase') and 'running' or 'missing'} end
+  local phase = get('phase')
+  if phase ~= 'DONE' then return {phase and 'invalid' or 'missing', phase} end
   local caller, seconds = get('caller') or '', outlasting(ARGV[3])
   unindex('quarantine', 'of:' .. caller)
   redis.call('DEL', key)

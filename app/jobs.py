@@ -20,7 +20,6 @@ from app.errors import (
     ClaimLost,
     InvalidTransition,
     JobError,
-    NotReady,
     StoreUnavailable,
     TaskExpired,
     TaskNotFound,
@@ -132,13 +131,13 @@ class JobStore:
         """The input is there. True for the one caller who moved the job on and must publish it."""
         return bool(self._move("queue", task_id)[0] == "queued")
 
-    def claim(self, task_id: str, token: str, owner: str, max_attempts: int) -> Claim:
+    def claim(self, task_id: str, token: str, owner: str) -> Claim:
         """Ask for a job. Any verdict but `claimed` means: not yours, acknowledge the message."""
-        return _claim(task_id, *self._move("claim", task_id, token, owner, self._lease, max_attempts))
+        return _claim(task_id, *self._move("claim", task_id, token, owner, self._lease))
 
-    def claim_next(self, queue: str, most: int, models: list[str], token: str, owner: str, max_attempts: int) -> Claim:
+    def claim_next(self, queue: str, most: int, models: list[str], token: str, owner: str) -> Claim:
         """The same for the first in this queue's line that is for one of these models; looks at so many at most."""
-        task_id, *answer = self._move("claim_next", "", token, owner, self._lease, max_attempts, queue, most, *models)
+        task_id, *answer = self._move("claim_next", "", token, owner, self._lease, queue, most, *models)
         return _claim(task_id, *answer)
 
     def renew(self, task_id: str, token: str, step: int | None = None, steps: int | None = None) -> None:
@@ -179,9 +178,8 @@ class JobStore:
         self._move("cancel", task_id, *self._if_canceled)
 
     def delete(self, task_id: str) -> None:
-        """Leave nothing of a finished job but the word that it was there; raises NotReady while it is not done."""
-        if self._move("delete", task_id, DELETED_TTL)[0] == "running":
-            raise NotReady("The task is not done; cancel it first.")
+        """Leave nothing of a finished job but the word that it was there; raises InvalidTransition for another."""
+        _allowed(task_id, self._move("delete", task_id, DELETED_TTL))
 
     def of(self, caller: str, before: float, limit: int) -> list[tuple[str, float]]:
         """Ids of this caller's jobs made before that time, and when, newest first."""
@@ -196,6 +194,11 @@ class JobStore:
         pipeline.zrank(f"jobs:queued:{job.queue}", job.task_id)
         pipeline.hget("models:step_seconds", job.params.model_version)
         return _standing(*ask(pipeline.execute))
+
+    def step_seconds(self) -> dict[str, float]:
+        """By model version how long a step took workers lately; a model that has made nothing yet is not there."""
+        told: dict[str, str] = ask(lambda: self._redis.hgetall("models:step_seconds"))
+        return {model_version: float(seconds) for model_version, seconds in told.items()}
 
     def unconfirmed(self, task_id: str) -> bool:
         """Whether its message is still on the way to the broker."""
@@ -285,8 +288,7 @@ class JobStore:
 
     @staticmethod
     def _hold(task_id: str, answer: list[Any]) -> None:
-        if answer[0] == "invalid":
-            raise InvalidTransition(f"{task_id} cannot leave {answer[1]} that way")
+        _allowed(task_id, answer)
         if answer[0] in ("lost", "done", "missing"):
             raise ClaimLost(f"{task_id}: {answer[0]}")
 
@@ -306,6 +308,11 @@ def ask(command: Callable[[], Any]) -> Any:
 def takes_no_writes(error: ResponseError) -> bool:
     """Whether Redis refuses only because its memory (OOM) or its disk (MISCONF) is full, or because it is a replica."""
     return isinstance(error, OutOfMemoryError | ReadOnlyError) or "MISCONF" in str(error)
+
+
+def _allowed(task_id: str, answer: list[Any]) -> None:
+    if answer[0] == "invalid":
+        raise InvalidTransition(f"{task_id} cannot leave {answer[1]} that way")
 
 
 def _key(task_id: str) -> str:

@@ -52,12 +52,12 @@ class Line:
         yield own.task_id
         yield from self._next(own.queue)
 
-    def claim(self, queue: str, token: str, owner: str, max_attempts: int) -> Claim:
+    def claim(self, queue: str, token: str, owner: str) -> Claim:
         """Claim who is next, whichever job that is; `empty` when nobody waits whom this worker could serve."""
         if not self._may_choose:
-            return self.jobs.claim_next(queue, LOOK, list(self.models), token, owner, max_attempts)
+            return self.jobs.claim_next(queue, LOOK, list(self.models), token, owner)
         for task_id in self._next(queue):
-            return self.jobs.claim(task_id, token, owner, max_attempts)
+            return self.jobs.claim(task_id, token, owner)
         return Claim("empty")
 
     @property

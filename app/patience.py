@@ -8,7 +8,7 @@ import structlog
 
 from app.errors import StorageUnavailable
 from app.lease import Lease
-from app.storage import ObjectInfo, Storage
+from app.storage import Storage
 
 log = structlog.get_logger("darkroom.patience")
 
@@ -29,8 +29,8 @@ class PatientStorage:
         self._lease = lease
         self._left = left
 
-    def put(self, name: str, data: bytes, content_type: str) -> ObjectInfo:
-        return self._ask(lambda: self._storage.put(name, data, content_type))
+    def put(self, name: str, data: bytes, content_type: str) -> None:
+        self._ask(lambda: self._storage.put(name, data, content_type))
 
     def get(self, name: str, max_bytes: int) -> bytes | None:
         return self._ask(lambda: self._storage.get(name, max_bytes))

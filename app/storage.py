@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from stat import S_ISREG
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import google_crc32c
@@ -26,6 +27,8 @@ from app.settings import Settings
 
 # What a name begins with.
 FOLDERS = ("input", "output")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,14 @@ class SignedUpload:
 class Storage(Protocol):
     """Every method raises StorageUnavailable when the store does not answer."""
 
-    def put(self, name: str, data: bytes, content_type: str) -> ObjectInfo:
+    def put(self, name: str, data: bytes, content_type: str) -> None:
         """Write a new object and confirm what arrived; raises ObjectExists, StorageFailed."""
 
     def get(self, name: str, max_bytes: int) -> bytes | None:
         """The object, None when it is not there; raises InputInvalid when it is larger than `max_bytes`."""
 
-    def stat(self, name: str) -> ObjectInfo | None:
-        """Size and checksum, None when it is not there."""
+    def size(self, name: str) -> int | None:
+        """Its bytes, None when it is not there."""
 
     def delete(self, name: str) -> None:
         """Remove the object; no error when it is not there."""
@@ -112,11 +115,14 @@ def make_storage(settings: Settings, seconds: float = 2) -> Storage:
     return LocalStorage(folder, settings.base_url, settings.signing_key.get_secret_value())
 
 
-def _confirmed(stored: ObjectInfo | None, data: bytes, name: str) -> ObjectInfo:
-    sent = ObjectInfo(len(data), crc32c(data))
+def _confirm(stored: ObjectInfo | None, data: bytes, name: str) -> None:
+    sent = _told(data)
     if stored != sent:
         raise StorageFailed(f"{name} was not stored whole: sent {sent}, found {stored}")
-    return sent
+
+
+def _told(data: bytes) -> ObjectInfo:
+    return ObjectInfo(len(data), crc32c(data))
 
 
 @dataclass(frozen=True)
@@ -144,9 +150,10 @@ class LocalStorage:
         """Where the object lies."""
         return self._folder / name
 
-    def put(self, name: str, data: bytes, content_type: str) -> ObjectInfo:  # noqa: ARG002, a file has none
+    def put(self, name: str, data: bytes, content_type: str) -> None:  # noqa: ARG002, a file has none
         self.write(name, lambda target: target.write(data), exclusive=True)
-        return _confirmed(self.stat(name), data, name)
+        stored = self._read(name)
+        _confirm(None if stored is None else _told(stored), data, name)
 
     def write(self, name: str, fill: Callable[[Any], object], *, exclusive: bool = False) -> None:
         """Let `fill` write to a file that takes its name only when it is whole and on the disk."""
@@ -173,9 +180,9 @@ class LocalStorage:
             raise _too_large(max_bytes)
         return data
 
-    def stat(self, name: str) -> ObjectInfo | None:
-        data = self._read(name)
-        return None if data is None else ObjectInfo(len(data), crc32c(data))
+    def size(self, name: str) -> int | None:
+        found = self._look(name, Path.stat)
+        return found.st_size if found and S_ISREG(found.st_mode) else None
 
     def delete(self, name: str) -> None:
         try:
@@ -192,9 +199,15 @@ class LocalStorage:
                         path.unlink()
 
     def _read(self, name: str, most: int = -1) -> bytes | None:
-        try:
-            with self.path(name).open("rb") as file:
+        def read(path: Path) -> bytes:
+            with path.open("rb") as file:
                 return file.read(most)
+
+        return self._look(name, read)
+
+    def _look(self, name: str, how: Callable[[Path], T]) -> T | None:
+        try:
+            return how(self.path(name))
         except OSError as error:
             if error.errno in _NO_SUCH_OBJECT:
                 return None
@@ -252,7 +265,7 @@ class GCSStorage:
 
         return {"timeout": self._seconds, "retry": DEFAULT_RETRY.with_timeout(self._seconds)}
 
-    def put(self, name: str, data: bytes, content_type: str) -> ObjectInfo:
+    def put(self, name: str, data: bytes, content_type: str) -> None:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         blob = self._blob(name)
@@ -266,7 +279,7 @@ class GCSStorage:
             raise ObjectExists(name) from None
         except NotFound:
             raise StorageUnavailable(f"There is no bucket {self._bucket.name}.") from None
-        return _confirmed(ObjectInfo(blob.size, blob.crc32c), data, name)
+        _confirm(ObjectInfo(blob.size, blob.crc32c), data, name)
 
     def get(self, name: str, max_bytes: int) -> bytes | None:
         from google.api_core.exceptions import NotFound, RequestRangeNotSatisfiable
@@ -283,9 +296,9 @@ class GCSStorage:
             raise _too_large(max_bytes)
         return data
 
-    def stat(self, name: str) -> ObjectInfo | None:
+    def size(self, name: str) -> int | None:
         blob = self._call(lambda: self._bucket.get_blob(self._full(name), **self._bounds))
-        return ObjectInfo(blob.size, blob.crc32c) if blob else None
+        return blob.size if blob else None
 
     def delete(self, name: str) -> None:
         from google.api_core.exceptions import NotFound

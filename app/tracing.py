@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from opentelemetry import context, propagate, trace
-from opentelemetry.trace import Span, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from app import __version__
@@ -19,6 +19,9 @@ from app.settings import Settings
 
 # How a trace is written on a job's record and in a webhook, whatever OTEL_PROPAGATORS says.
 _W3C = TraceContextTextMapPropagator()
+
+# Makes no spans until `setup` has said how.
+_TRACER = trace.get_tracer("darkroom", __version__)
 
 
 def setup(settings: Settings, role: str) -> None:
@@ -86,7 +89,7 @@ def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int 
 
     Of an error only its kind is kept: its words may be a model's, and hold the prompt.
     """
-    with _tracer().start_as_current_span(
+    with _TRACER.start_as_current_span(
         name, kind=kind, attributes=_ours(attributes), record_exception=False, set_status_on_exception=False
     ) as current:
         try:
@@ -99,11 +102,7 @@ def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: str | int 
 def record(name: str, seconds_ago: float, seconds: float, **attributes: str | int) -> None:
     """A step that is over: it ended so long ago and took so long."""
     ended = time.time_ns() - int(seconds_ago * 1e9)
-    _tracer().start_span(name, start_time=ended - int(seconds * 1e9), attributes=_ours(attributes)).end(ended)
-
-
-def _tracer() -> Tracer:
-    return trace.get_tracer("darkroom", __version__)
+    _TRACER.start_span(name, start_time=ended - int(seconds * 1e9), attributes=_ours(attributes)).end(ended)
 
 
 def _ours(attributes: Mapping[str, str | int | None]) -> dict[str, str | int]:

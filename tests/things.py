@@ -71,13 +71,13 @@ def job(*, waits=False, queue="gen.tiny", **changes):
 RESULT = {"images": "[]", "metrics": "{}", "worker_version": "1"}
 
 
-def claim(jobs, task_id, token="t1", owner="worker-1", max_attempts=3):
-    return jobs.claim(task_id, token, owner, max_attempts)
+def claim(jobs, task_id, token="t1", owner="worker-1"):
+    return jobs.claim(task_id, token, owner)
 
 
-def reach(jobs, phase):
+def reach(jobs, phase, **changes):
     """The id of a job that has come to this phase under token t1."""
-    new = job(waits=phase is Phase.AWAITING_UPLOAD)
+    new = job(waits=phase is Phase.AWAITING_UPLOAD, **changes)
     jobs.create(new)
     if phase in (Phase.STARTING, Phase.RUNNING, Phase.UPLOADING, Phase.DONE):
         claim(jobs, new.task_id)

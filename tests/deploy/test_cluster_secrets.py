@@ -10,9 +10,8 @@ KUBECTL = """
 [[ $* != *" get "* && $1 != get ]] || exit 1
 for each in "$@"; do
   [[ $each == --from-file=* ]] || continue
-  pair=${each#--from-file=}
   mkdir -p "$SECRETS/$6"
-  cp "${pair#*=}" "$SECRETS/$6/${pair%%=*}"
+  cp "${each#--from-file=}" "$SECRETS/$6"
 done
 """
 

@@ -65,7 +65,7 @@ def test_secrets_are_jenkins_own_by_id():
     text = (ROOT / "Jenkinsfile").read_text()
     assert set(re.findall(r"credentialsId: '([\w-]+)'", text)) == {
         *["docker-hub", "gke-kubeconfig", "darkroom-values", "darkroom-url", "darkroom-api-key"],
-        *["gpu-ssh", "gpu-known-hosts", "gpu-hosts", "discord-webhook"],
+        *["gpu-ssh", "gpu-known-hosts", "discord-webhook"],
     }
     # In a text with double quotes Groovy itself would put the secret in, and Jenkins would log it.
     assert not re.search(r'sh\s*"', text)

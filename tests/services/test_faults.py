@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import signal
 import time
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -15,6 +16,7 @@ from app.models import load_catalogue
 from app.services import make_redis
 from app.settings import Settings
 from app.tasks import make_celery
+from tests.backends import GIVEN
 from tests.stack import until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -118,11 +120,26 @@ def test_a_worker_told_to_stop_leaves_as_soon_as_its_job_is_done(stack):
     assert (task["status"], task["attempt"]) == ("SUCCEEDED", 1)
 
 
-def test_jobs_that_kill_their_workers_or_never_end_fail_and_the_others_go_on(stack):
+def test_workers_cost_the_broker_nothing_among_themselves(stack):
     stack.start("web")
-    stack.start("courier")
+    stack.start("worker-1"), stack.start("worker-2")
+    stack.ready("steady")
+    until(lambda: len(stack.client.models()[0]["on_workers"]) == 2, 60, "both are ready")
+    assert stack.client.wait(submit(stack, 1)[0], 60)["status"] == "SUCCEEDED"
+    queues = requests.get(f"{GIVEN['RABBITMQ_MANAGEMENT_URL']}/api/queues{vhost(stack)}", timeout=30).json()
+    # With gossip each of them hears each word of all others.
+    assert [queue["name"] for queue in queues if queue["name"].startswith("celeryev")] == []
+
+
+def vhost(stack):
+    return urlsplit(stack.settings["BROKER_URL"]).path
+
+
+def test_jobs_that_kill_their_workers_or_never_end_fail_and_the_others_go_on(stack):
     # Each attempt costs the test a fresh child.
-    stack.start("worker", LEASE="2", TIME_LIMIT="4", MAX_ATTEMPTS="2")
+    stack.start("web", MAX_ATTEMPTS="2")
+    stack.start("courier")
+    stack.start("worker", LEASE="2", TIME_LIMIT="4")
     stack.ready("steady", "exits", "hangs")
     poison = [stack.client.generate("x", model_version=model)["task_id"] for model in ("exits", "hangs")]
     healthy = submit(stack, 3)

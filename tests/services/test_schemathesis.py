@@ -58,7 +58,7 @@ def failed(services):
 
 def succeeded(services):
     task_id = queued(services)
-    services.jobs.claim(task_id, "t1", "worker-1", 3)
+    services.jobs.claim(task_id, "t1", "worker-1")
     services.jobs.advance(task_id, "t1", Phase.RUNNING)
     services.jobs.advance(task_id, "t1", Phase.UPLOADING)
     name = output_name(task_id, 0)

@@ -145,7 +145,7 @@ def test_a_job_whose_claim_was_lost_is_left_to_its_new_worker(services, queue):
 
     def take():
         lease_runs_out(services.redis, jobs[1].task_id)
-        return services.jobs.claim(jobs[1].task_id, "another", "worker-2", 3).job
+        return services.jobs.claim(jobs[1].task_id, "another", "worker-2").job
 
     # Its own thread may renew the lease just before.
     turn(services, Press(during=lambda: until(take, 5, "another has it")), jobs[0])
@@ -170,7 +170,7 @@ class Picky(Press):
 
 def test_who_has_cost_a_worker_comes_after_the_others_and_by_itself(services, queue):
     lead, tried, fresh = jobs = queue(3)
-    services.jobs.claim(tried.task_id, "lost", "worker-0", 3)
+    services.jobs.claim(tried.task_id, "lost", "worker-0")
     lease_runs_out(services.redis, tried.task_id)
     services.jobs.requeue(tried.task_id)
     press = Press()
@@ -260,7 +260,7 @@ def test_a_device_that_fails_leaves_every_job_to_its_lease(services, queue):
 
 def test_a_job_that_has_cost_a_worker_takes_no_other_with_it(services, queue):
     jobs, press = queue(3), Press()
-    services.jobs.claim(jobs[1].task_id, "lost", "worker-0", 3)
+    services.jobs.claim(jobs[1].task_id, "lost", "worker-0")
     lease_runs_out(services.redis, jobs[1].task_id)
     services.jobs.requeue(jobs[1].task_id)
     turn(services, press, jobs[0])

@@ -40,7 +40,7 @@ def test_every_end_of_a_job_is_counted_once(services, told):
     services.jobs.fail(failed.task_id, Internal("over"))
     services.jobs.cancel(canceled.task_id)
     services.jobs.cancel(canceled.task_id)
-    services.jobs.claim(done.task_id, "token", "worker-1", 3)
+    services.jobs.claim(done.task_id, "token", "worker-1")
     services.jobs.advance(done.task_id, "token", "RUNNING")
     services.jobs.advance(done.task_id, "token", "UPLOADING")
     for _ in range(2):

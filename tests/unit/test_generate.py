@@ -91,7 +91,7 @@ def test_each_picture_of_several_has_its_own_seed_and_name(services, queued):
     images = services.jobs.get(new.task_id).images
     assert [image["seed"] for image in images] == [42, 43, 44]
     assert [image["name"] for image in images] == [output_name(new.task_id, index) for index in range(3)]
-    assert all(services.storage.stat(image["name"]) for image in images)
+    assert all(services.storage.size(image["name"]) for image in images)
 
 
 def test_a_picture_carries_what_is_needed_to_make_it_again(services, queued, settings):
@@ -149,7 +149,7 @@ def earlier_attempt(services, new, **changes):
 
 
 def lose_one_attempt(services, new):
-    services.jobs.claim(new.task_id, "t1", "lost", 3)
+    services.jobs.claim(new.task_id, "t1", "lost")
     lease_runs_out(services.redis, new.task_id)
 
 
@@ -193,12 +193,12 @@ def test_a_worker_that_loses_its_claim_stops_at_the_next_step_and_writes_nothing
 
     def take_over(_):
         lease_runs_out(services.redis, new.task_id)
-        assert services.jobs.claim(new.task_id, "t2", "worker-2", 3).verdict == "claimed"
+        assert services.jobs.claim(new.task_id, "t2", "worker-2").verdict == "claimed"
 
     assert run(services, new, Painter(take_over))["verdict"] == "claim_lost"
     stored = services.jobs.get(new.task_id)
     assert (stored.phase, stored.attempt, stored.step) == (Phase.STARTING, 2, 0)
-    assert services.storage.stat(output_name(new.task_id, 0)) is None
+    assert services.storage.size(output_name(new.task_id, 0)) is None
 
 
 @pytest.mark.parametrize("error", [GpuOutOfMemory("too large"), ValueError("a fault"), StorageUnavailable("away")])
@@ -341,7 +341,7 @@ def test_a_message_that_comes_twice_makes_one_picture(services, queued):
 
 def test_a_message_for_a_job_in_good_hands_is_acknowledged_without_work(services, queued):
     new, model = queued(), Painter()
-    services.jobs.claim(new.task_id, "t1", "worker-2", 3)
+    services.jobs.claim(new.task_id, "t1", "worker-2")
     assert run(services, new, model)["verdict"] == "held"
     assert model.sources == []
 
@@ -365,7 +365,7 @@ def test_a_job_past_its_deadline_fails_unrun(services, queued):
 def test_a_job_that_killed_its_workers_fails_unrun_and_goes_to_quarantine(services, queued):
     new, model = queued(), Painter()
     for attempt in range(3):
-        services.jobs.claim(new.task_id, f"t{attempt}", "dead", 3)
+        services.jobs.claim(new.task_id, f"t{attempt}", "dead")
         lease_runs_out(services.redis, new.task_id)
     with pytest.raises(AttemptsExhausted):
         run(services, new, model)

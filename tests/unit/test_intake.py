@@ -78,7 +78,7 @@ def test_a_job_that_the_broker_does_not_take_leaves_nothing_behind(broken, servi
 
 def test_a_job_whose_confirmation_came_too_late_is_accepted_when_a_worker_has_it(services):
     def late(job):
-        services.jobs.claim(job.task_id, "t1", "worker-1", 3)
+        services.jobs.claim(job.task_id, "t1", "worker-1")
         raise BrokerUnavailable
 
     job, _ = submit(Intake(dataclasses.replace(services, publish=late)))
@@ -88,7 +88,7 @@ def test_a_job_whose_confirmation_came_too_late_is_accepted_when_a_worker_has_it
 
 def test_a_job_that_a_worker_has_is_not_ended_with_its_queue(intake, services, published):
     begun = dataclasses.replace(submit(intake)[0], queue="gen.gone", phase=Phase.RUNNING)
-    services.jobs.claim(begun.task_id, "t1", "worker-1", 3)
+    services.jobs.claim(begun.task_id, "t1", "worker-1")
     intake.publish_again(begun)
     assert (services.jobs.get(begun.task_id).phase, len(published)) == (Phase.STARTING, 1)
 
@@ -212,7 +212,7 @@ def test_what_is_no_longer_queued_is_not_published_again_but_confirmed(intake, s
     job, _ = submit(intake)
     published.clear()
     services.redis.zadd("jobs:unconfirmed", {job.task_id: 1})
-    services.jobs.claim(job.task_id, "t1", "worker-1", 3)
+    services.jobs.claim(job.task_id, "t1", "worker-1")
     intake.publish_again(services.jobs.get(job.task_id))
     assert (published, services.jobs.due("unconfirmed")) == ([], [])
 

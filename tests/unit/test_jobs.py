@@ -121,7 +121,7 @@ def test_a_second_worker_takes_over_when_the_lease_has_run_out(services):
     jobs = JobStore(services.redis, result_ttl=60, lease=0.05)
     task_id = reach(jobs, Phase.STARTING)
     taken = until(lambda: claim(services.jobs, task_id, "t2", "worker-2").job, 5, "the lease runs out")
-    assert (taken.attempt, taken.attempts[0]["ended"]) == (2, "lease_expired")
+    assert (taken.attempt, taken.attempts[0]["ended"]) == (2, "worker_lost")
     with pytest.raises(ClaimLost):
         jobs.renew(task_id, "t1")
 
@@ -152,13 +152,14 @@ def test_a_job_past_its_deadline_cannot_be_claimed(jobs, redis):
     assert jobs.get(task_id).phase is Phase.QUEUED
 
 
-def test_a_job_cannot_be_claimed_after_its_last_attempt(jobs, redis):
-    task_id = reach(jobs, Phase.QUEUED)
-    for attempt in range(3):
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_job_cannot_be_claimed_after_as_many_attempts_as_it_was_accepted_with(jobs, redis, most):
+    task_id = reach(jobs, Phase.QUEUED, max_attempts=most)
+    for attempt in range(most):
         assert claim(jobs, task_id, f"t{attempt}").verdict == "claimed"
         lease_runs_out(redis, task_id)
     assert claim(jobs, task_id, "t4").verdict == "exhausted"
-    assert jobs.get(task_id).attempt == 3
+    assert jobs.get(task_id).attempt == most
 
 
 def test_a_released_attempt_is_not_counted(jobs):
@@ -173,7 +174,7 @@ def test_a_lost_attempt_is_counted(jobs, redis):
     task_id = reach(jobs, Phase.RUNNING)
     lease_runs_out(redis, task_id)
     assert jobs.requeue(task_id)
-    assert jobs.get(task_id).attempts[0]["ended"] == "lease_expired"
+    assert jobs.get(task_id).attempts[0]["ended"] == "worker_lost"
     assert claim(jobs, task_id, "t2").job.attempt == 2
 
 

@@ -74,7 +74,7 @@ class Jobs(RuleBasedStateMachine):
         held = self.redis.zscore("jobs:leases", task_id)
         live = held is not None and held > self.jobs.now()
         token = f"{worker}-{next(self.numbers)}"
-        answer = self.jobs.claim(task_id, token, worker, MAX_ATTEMPTS)
+        answer = self.jobs.claim(task_id, token, worker)
         if answer.verdict == "claimed":
             assert not live
             self.tokens[worker, task_id] = token
@@ -84,7 +84,7 @@ class Jobs(RuleBasedStateMachine):
         first = self.redis.zrange("jobs:queued:gen.tiny", 0, 0)
         token = f"{worker}-{next(self.numbers)}"
         answers = [
-            self.jobs.claim_next("gen.tiny", 4, ["tiny-scenes-1"], token, worker, MAX_ATTEMPTS) for _ in range(2)
+            self.jobs.claim_next("gen.tiny", 4, ["tiny-scenes-1"], token, worker) for _ in range(2)
         ]
         assert [answer.task_id for answer in answers] == 2 * (first or [""])
         assert answers[0].verdict == answers[1].verdict

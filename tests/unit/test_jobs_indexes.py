@@ -42,7 +42,7 @@ def test_what_a_step_takes_is_learned_from_the_time_of_the_model_alone(jobs):
     def typical(steps, **metrics):
         new = job()
         jobs.create(new)
-        jobs.claim(new.task_id, "t1", "worker-1", 3)
+        jobs.claim(new.task_id, "t1", "worker-1")
         jobs.advance(new.task_id, "t1", Phase.RUNNING)
         jobs.renew(new.task_id, "t1", steps, steps)
         jobs.succeed(new.task_id, "t1", RESULT | {"metrics": json.dumps(metrics)})

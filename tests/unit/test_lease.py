@@ -24,7 +24,7 @@ def jobs(services):
 def claimed(jobs):
     new = job()
     jobs.create(new)
-    assert jobs.claim(new.task_id, "t1", "worker-1", 3).verdict == "claimed"
+    assert jobs.claim(new.task_id, "t1", "worker-1").verdict == "claimed"
     return new.task_id
 
 
@@ -43,7 +43,7 @@ def test_a_lease_is_renewed_again_and_again_without_a_step(services, jobs, claim
     jobs.renew(claimed, "t1")
 
     def outlived_itself():
-        assert jobs.claim(claimed, "t2", "worker-2", 3).verdict == "held"
+        assert jobs.claim(claimed, "t2", "worker-2").verdict == "held"
         return end_of(services, claimed) > first + 4
 
     with Lease(jobs, claimed, "t1", 2):
@@ -89,7 +89,7 @@ def test_the_next_phase_begins_when_all_that_was_said_is_told(jobs, claimed):
 def test_a_lost_claim_stops_the_work_at_a_step_soon_after(services, jobs, claimed):
     with Lease(jobs, claimed, "t1", 1000) as held:
         lease_runs_out(services.redis, claimed)
-        assert jobs.claim(claimed, "t2", "worker-2", 3).verdict == "claimed"
+        assert jobs.claim(claimed, "t2", "worker-2").verdict == "claimed"
         assert until(lambda: refused(held) is ClaimLost, 10, "the work is stopped")
         with pytest.raises(ClaimLost):
             held.advance(Phase.UPLOADING)

@@ -208,7 +208,7 @@ def test_a_job_whose_record_is_lost_too_ends_all_the_same(services, letters):
 def test_a_readable_message_too_many_does_nothing_to_a_job_that_runs(services, letters, client):
     new = job()
     services.jobs.create(new)
-    services.jobs.claim(new.task_id, "t1", "worker-1", 3)
+    services.jobs.claim(new.task_id, "t1", "worker-1")
     letters.letters.append(letter_of(new))
     Courier(services).sweep()
     assert services.jobs.get(new.task_id).phase is Phase.STARTING

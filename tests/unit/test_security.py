@@ -147,7 +147,7 @@ def test_an_upload_that_breaks_off_is_not_kept(client, services):
     task_id = path.rpartition("/")[2]
     told = {"CONTENT_LENGTH": "100", "wsgi.input_terminated": True}
     assert client.put(path, data=b"abc", environ_overrides=told).status_code == 400
-    assert services.storage.stat(f"input/{task_id}") is None
+    assert services.storage.size(f"input/{task_id}") is None
 
 
 def test_looking_for_anothers_task_costs_what_looking_for_none_costs(door, hire, services):
@@ -170,6 +170,6 @@ def test_a_long_or_strange_idempotency_key_is_refused_and_not_cut(client, publis
 
 
 def stored(services):
-    if services.storage.stat("output/x.png") is None:
+    if services.storage.size("output/x.png") is None:
         services.storage.put("output/x.png", picture(), "image/png")
     return "output/x.png"

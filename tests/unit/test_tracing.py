@@ -3,7 +3,6 @@
 import itertools
 
 import pytest
-from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -25,7 +24,7 @@ def made(monkeypatch):
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.sampler = NoStrays(provider.sampler)
     provider.add_span_processor(SimpleSpanProcessor(exporter))
-    monkeypatch.setattr(trace, "get_tracer", provider.get_tracer)
+    monkeypatch.setattr(tracing, "_TRACER", provider.get_tracer("darkroom"))
     return exporter.get_finished_spans
 
 

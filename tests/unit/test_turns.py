@@ -168,7 +168,7 @@ def test_who_loses_the_claim_while_its_picture_is_stored_writes_no_result(servic
     def lose(number):
         if number == 1:
             lease_runs_out(services.redis, jobs[0].task_id)
-            assert services.jobs.claim(jobs[0].task_id, "t2", "worker-2", 3).job
+            assert services.jobs.claim(jobs[0].task_id, "t2", "worker-2").job
 
     shaky = dataclasses.replace(services, storage=Store(services.storage, lose))
     assert worker(shaky).run(jobs[0].message())["verdict"] == "claim_lost"
@@ -208,7 +208,7 @@ def test_a_worker_that_must_stop_lets_a_picture_that_is_nearly_stored_be_stored(
 
 def test_who_has_cost_a_worker_begins_when_everyone_before_it_in_the_turn_has_ended(services, queue):
     first, tried = queue(2)
-    services.jobs.claim(tried.task_id, "lost", "worker-0", 3)
+    services.jobs.claim(tried.task_id, "lost", "worker-0")
     lease_runs_out(services.redis, tried.task_id)
     services.jobs.requeue(tried.task_id)
     seen = []

@@ -132,7 +132,7 @@ def test_a_step_wakes_nobody(watch, jobs, listens):
     task_id = queued(jobs)
     waiter = Waiter(watch, jobs, task_id)
     until(lambda: waiter.waits() and listens(), 10, "the waiter waits")
-    jobs.claim(task_id, "t1", "worker-1", 3)
+    jobs.claim(task_id, "t1", "worker-1")
     for step in range(5):
         jobs.renew(task_id, "t1", step, 5)
     assert waiter.reads == 2
@@ -205,7 +205,7 @@ def test_a_store_that_dies_and_comes_back_is_listened_to_again(settings, tmp_pat
 
 def test_a_claim_that_a_follower_has_seen_already_is_no_progress(watch, jobs):
     task_id = queued(jobs)
-    jobs.claim(task_id, "t1", "worker-1", 3)
+    jobs.claim(task_id, "t1", "worker-1")
     events = watch.follow(lambda: jobs.get(task_id))
     assert next(events).job.phase == "STARTING"
     # What the claim told, as it comes to someone who read the record between the claim and this.
@@ -216,7 +216,7 @@ def test_a_claim_that_a_follower_has_seen_already_is_no_progress(watch, jobs):
 
 def test_what_a_follower_is_told_late_has_no_number_before_the_last(watch, jobs):
     task_id = queued(jobs)
-    jobs.claim(task_id, "t1", "worker-1", 3)
+    jobs.claim(task_id, "t1", "worker-1")
     events = watch.follow(lambda: jobs.get(task_id))
     first = next(events)
     watch._tell(

@@ -166,7 +166,7 @@ def test_the_time_left_is_that_of_all_in_front_over_all_workers_and_of_the_job_i
 
 def test_a_running_task_tells_progress_and_attempt(client, services):
     task_id = queued(services)
-    services.jobs.claim(task_id, "t1", "worker-1", 3)
+    services.jobs.claim(task_id, "t1", "worker-1")
     services.jobs.renew(task_id, "t1", 3, 4)
     task = client.get(f"/tasks/{task_id}").json
     assert (task["phase"], task["attempt"], task["queue_position"]) == ("STARTING", 1, None)
@@ -298,13 +298,13 @@ def test_a_deletion_that_the_bucket_did_not_answer_may_be_asked_for_again(client
         outage.setattr(services.storage, "delete", away)
         assert_problem(client.delete(f"/tasks/{task_id}"), 503, "storage_failed")
     assert client.delete(f"/tasks/{task_id}").status_code == 204
-    assert services.storage.stat(output_name(task_id, 0)) is None
+    assert services.storage.size(output_name(task_id, 0)) is None
 
 
 def test_a_tag_is_good_while_the_document_is(client, services):
     first, second = queued(services), queued(services)
     assert "ETag" not in client.get(f"/tasks/{second}").headers, "the line before it moves without it"
-    services.jobs.claim(first, "t1", "worker-1", 3)
+    services.jobs.claim(first, "t1", "worker-1")
     running = client.get(f"/tasks/{first}").headers["ETag"]
     assert client.get(f"/tasks/{first}", headers={"If-None-Match": running}).status_code == 304
     services.jobs.renew(first, "t1", 1, 4)
@@ -332,6 +332,13 @@ def test_the_models_tell_limits_and_how_they_stand(client, services):
     )  # fmt: skip
     assert model["limits"]["width"] >= model["defaults"]["width"]
     assert client.get("/models/tiny-scenes-1").json == model
+
+
+def test_a_model_tells_how_long_a_picture_takes_once_it_has_made_one(client, services, redis):
+    assert client.get("/models/tiny-scenes-1").json["typical_seconds"] is None
+    redis.hset("models:step_seconds", "tiny-scenes-1", "0.2")
+    model = client.get("/models/tiny-scenes-1").json
+    assert model["typical_seconds"] == 0.2 * model["defaults"]["num_inference_steps"]
 
 
 def test_a_model_that_no_worker_serves_is_not_available(client):
@@ -385,7 +392,7 @@ def test_a_bucket_that_is_away_is_told_to_who_starts_and_keeps_nobody_from_readi
     def away(name):
         raise StorageUnavailable
 
-    monkeypatch.setattr(services.storage, "stat", away)
+    monkeypatch.setattr(services.storage, "size", away)
     task_id = awaiting(services)
     assert client.get(f"/tasks/{task_id}").json["phase"] == "AWAITING_UPLOAD"
     answer = client.post(f"/tasks/{task_id}/start")
@@ -397,7 +404,7 @@ def test_a_fault_of_ours_tells_no_detail(client, services, monkeypatch):
     def broken(name):
         raise ValueError("secret detail")
 
-    monkeypatch.setattr(services.storage, "stat", broken)
+    monkeypatch.setattr(services.storage, "size", broken)
     answer = client.get(f"/tasks/{awaiting(services)}")
     assert_problem(answer, 500, "internal")
     assert "secret" not in answer.text

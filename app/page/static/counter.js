@@ -136,7 +136,8 @@ function fitToModel() {
 function described(model) {
   const { width, height } = model.limits;
   const waiting = model.queue_depth ? ` ${model.queue_depth} in the queue.` : "";
-  return `Up to ${width} × ${height} pixels.${waiting}`;
+  const typical = model.typical_seconds ? ` About ${model.typical_seconds} s a picture.` : "";
+  return `Up to ${width} × ${height} pixels.${typical}${waiting}`;
 }
 
 function setDial(dial, value) {

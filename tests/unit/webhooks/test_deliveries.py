@@ -21,7 +21,7 @@ from tests.unit.webhooks.deliveries import OTHER, SECRET, URL, Recorder, deliver
 
 
 def finish(jobs, task_id, status):
-    jobs.claim(task_id, "t1", "worker-1", 3)
+    jobs.claim(task_id, "t1", "worker-1")
     if status == "SUCCEEDED":
         jobs.advance(task_id, "t1", Phase.RUNNING)
         jobs.advance(task_id, "t1", Phase.UPLOADING)
@@ -49,11 +49,11 @@ def test_a_cancel_a_deadline_and_an_upload_that_never_came_are_ends_too(services
 def test_the_start_is_told_when_it_was_asked_for_and_only_once(services, new):
     asked, other = new(events=["started", "completed"]), new()
     for task_id in (asked, other):
-        services.jobs.claim(task_id, "t1", "worker-1", 3)
+        services.jobs.claim(task_id, "t1", "worker-1")
     assert list(entries(services)) == [f"{asked}.started"]
     deliver(services)
     services.jobs.release(asked, "t1")
-    services.jobs.claim(asked, "t2", "worker-2", 3)
+    services.jobs.claim(asked, "t2", "worker-2")
     assert entries(services) == {}
 
 
@@ -89,7 +89,7 @@ def test_a_delivery_is_the_task_document_under_its_name_and_time(services, ended
 
 def test_the_start_tells_when_it_was(services, new):
     task_id = new(events=["started"])
-    services.jobs.claim(task_id, "t1", "worker-1", 3)
+    services.jobs.claim(task_id, "t1", "worker-1")
     ((_, payload, _),) = deliver(services)
     assert (payload["type"], payload["timestamp"]) == ("task.started", payload["data"]["started_at"])
     assert payload["data"]["status"] == "PENDING"
