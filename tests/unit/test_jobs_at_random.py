@@ -83,9 +83,7 @@ class Jobs(RuleBasedStateMachine):
     def claim_next(self, worker):
         first = self.redis.zrange("jobs:queued:gen.tiny", 0, 0)
         token = f"{worker}-{next(self.numbers)}"
-        answers = [
-            self.jobs.claim_next("gen.tiny", 4, ["tiny-scenes-1"], token, worker) for _ in range(2)
-        ]
+        answers = [self.jobs.claim_next("gen.tiny", 4, ["tiny-scenes-1"], token, worker) for _ in range(2)]
         assert [answer.task_id for answer in answers] == 2 * (first or [""])
         assert answers[0].verdict == answers[1].verdict
         if answers[0].verdict == "claimed":
