@@ -26,15 +26,16 @@ _TRACER = trace.get_tracer("darkroom", __version__)
 
 def setup(settings: Settings, role: str) -> None:
     """Make the spans of this process, and of the libraries that it uses. Once in a process."""
-    # Deferred: a client's command traces nothing.
-    from opentelemetry.instrumentation.redis import RedisInstrumentor
-    from opentelemetry.instrumentation.requests import RequestsInstrumentor
+    # Deferred, here and below: a client's command traces nothing, and what sends spans is slow to import.
     from opentelemetry.sdk.trace import TracerProvider
 
     if isinstance(trace.get_tracer_provider(), TracerProvider):
         return
     trace.set_tracer_provider(_provider(settings, role))
     if settings.otel_exporter_otlp_endpoint:
+        from opentelemetry.instrumentation.redis import RedisInstrumentor
+        from opentelemetry.instrumentation.requests import RequestsInstrumentor
+
         # A span for each command is dear where nobody sees it: a third of a command's time.
         RedisInstrumentor().instrument()
         RequestsInstrumentor().instrument()
@@ -46,10 +47,8 @@ def setup(settings: Settings, role: str) -> None:
 
 
 def _provider(settings: Settings, role: str) -> Any:
-    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     from app.sampling import NoStrays
 
@@ -58,6 +57,9 @@ def _provider(settings: Settings, role: str) -> Any:
     # Around the one that OTEL_TRACES_SAMPLER names.
     provider.sampler = NoStrays(provider.sampler)
     if settings.otel_exporter_otlp_endpoint:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     return provider
 
