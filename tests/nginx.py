@@ -1,6 +1,8 @@
 """config/nginx before real or pretended web processes, with ports of its own; nothing else of it is changed."""
 
+import contextlib
 import datetime as dt
+import json
 import os
 import shutil
 import signal
@@ -8,7 +10,7 @@ import socketserver
 import ssl
 import subprocess
 import threading
-from http.client import HTTPSConnection
+from http.client import HTTPException, HTTPSConnection
 from http.server import BaseHTTPRequestHandler
 from ipaddress import ip_address
 
@@ -133,3 +135,49 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
+
+
+class Load:
+    """Clients that submit, wait and look, each from its own address, until they are stopped."""
+
+    def __init__(self, nginx, clients):
+        self.nginx, self.failures, self.accepted = nginx, [], []
+        self.answers, self._stop = 0, threading.Event()
+        self._threads = [threading.Thread(target=self._run, args=(f"127.0.20.{1 + n}",)) for n in range(clients)]
+
+    def __enter__(self):
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, address):
+        connection = self.nginx.connection(address)
+        with contextlib.closing(connection):
+            while not self._stop.wait(0.1):
+                try:
+                    self._round(connection)
+                except (OSError, HTTPException) as error:
+                    self.failures.append(repr(error))
+                    connection.close()
+
+    def _round(self, connection):
+        body = json.dumps({"prompt": "a red circle"})
+        task = self._ask(connection, 202, "POST", "/generate", body, {"Content-Type": "application/json"})
+        if task:
+            self.accepted.append(task["task_id"])
+            self._ask(connection, 200, "GET", f"/tasks/{task['task_id']}?wait=0.5")
+
+    def _ask(self, connection, status, *request):
+        connection.request(*request)
+        response = connection.getresponse()
+        text = response.read()
+        self.answers += 1
+        if response.status != status:
+            self.failures.append((request[:2], response.status, text))
+            return None
+        return json.loads(text)

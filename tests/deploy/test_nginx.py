@@ -1,7 +1,6 @@
 """config/nginx, run by NGINX: before two real web processes, and before a pretended one that keeps what it is asked."""
 
 import contextlib
-import http.client
 import json
 import re
 import resource
@@ -24,7 +23,7 @@ from app.settings import Settings
 from app.watch import PATIENCE
 from app.web import MAX_BODY_BYTES
 from tests.backends import embedded
-from tests.nginx import CONFIG, Nginx, Pretended, render
+from tests.nginx import CONFIG, Load, Nginx, Pretended, render
 from tests.stack import ROOT, Stack, free_port, until
 
 pytestmark = pytest.mark.deploy
@@ -309,52 +308,6 @@ def is_cut(connection):
 
 
 # ---- Restarts
-
-
-class Load:
-    """Clients that submit, wait and look, each from its own address, until they are stopped."""
-
-    def __init__(self, nginx, clients):
-        self.nginx, self.failures, self.accepted = nginx, [], []
-        self.answers, self._stop = 0, threading.Event()
-        self._threads = [threading.Thread(target=self._run, args=(f"127.0.20.{1 + n}",)) for n in range(clients)]
-
-    def __enter__(self):
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self, address):
-        connection = self.nginx.connection(address)
-        with contextlib.closing(connection):
-            while not self._stop.wait(0.1):
-                try:
-                    self._round(connection)
-                except (OSError, http.client.HTTPException) as error:
-                    self.failures.append(repr(error))
-                    connection.close()
-
-    def _round(self, connection):
-        body = json.dumps({"prompt": "a red circle"})
-        task = self._ask(connection, 202, "POST", "/generate", body, {"Content-Type": "application/json"})
-        if task:
-            self.accepted.append(task["task_id"])
-            self._ask(connection, 200, "GET", f"/tasks/{task['task_id']}?wait=0.5")
-
-    def _ask(self, connection, status, *request):
-        connection.request(*request)
-        response = connection.getresponse()
-        text = response.read()
-        self.answers += 1
-        if response.status != status:
-            self.failures.append((request[:2], response.status, text))
-            return None
-        return json.loads(text)
 
 
 def test_web_processes_restarted_one_after_the_other_under_load_drop_no_request(nginx, stack, record_property):

@@ -1,0 +1,142 @@
+"""RabbitMQ and Redis as charts/darkroom runs them: in agreement with the application, and with the real programs."""
+
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+from kombu import Exchange
+
+from app.models import load_catalogue
+from app.settings import Settings
+from app.tasks import QUARANTINE, make_celery
+from tests.deploy.programs import ROOT, pod_of, run, tool
+from tests.deploy.shapes import CHART, objects
+
+# ---- RabbitMQ
+
+
+@pytest.fixture(scope="module")
+def broker_files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rabbitmq")
+    for name, text in objects("everything")["ConfigMap", "darkroom-rabbitmq"]["data"].items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def test_the_queues_of_the_chart_are_those_that_the_application_declares(broker_files):
+    """A queue that exists with other arguments is refused, and with it every worker."""
+    catalogue = load_catalogue(str(ROOT / "config/models.yaml"), "")
+    celery = make_celery(Settings(signing_key="x" * 32), catalogue, "worker")
+    told = json.loads((broker_files / "definitions.json").read_text())
+    assert {queue["name"]: queue["arguments"] for queue in told["queues"]} == {
+        queue.name: queue.queue_arguments for queue in celery.conf.task_queues
+    }
+    assert {exchange["name"]: exchange["type"] for exchange in told["exchanges"]} == {
+        queue.exchange.name: queue.exchange.type for queue in celery.conf.task_queues
+    }
+    assert all(b["source"] == b["destination"] == b["routing_key"] for b in told["bindings"])
+    assert QUARANTINE in {queue["name"] for queue in told["queues"]}
+    assert isinstance(celery.conf.task_queues[0].exchange, Exchange)
+
+
+def test_the_definitions_hold_hashes_of_the_secrets_passwords(broker_files, tmp_path):
+    import base64
+    import hashlib
+
+    secrets = {"password": "correct", "monitor-password": "other", "erlang-cookie": "cookie"}
+    (tmp_path / "secrets").mkdir()
+    for name, value in secrets.items():
+        (tmp_path / "secrets" / name).write_text(value + "\n")
+    run(
+        tool("escript"),
+        broker_files / "definitions.escript",
+        broker_files / "definitions.json",
+        tmp_path / "secrets",
+        tmp_path,
+    )
+    users = {user["name"]: user for user in json.loads((tmp_path / "definitions.json").read_text())["users"]}
+    for user, password in (("darkroom", b"correct"), ("monitor", b"other")):
+        salted = base64.b64decode(users[user]["password_hash"])
+        assert salted[4:] == hashlib.sha256(salted[:4] + password).digest()
+    assert users["monitor"]["tags"] == "monitoring"
+    assert (tmp_path / ".erlang.cookie").read_text() == "cookie"
+    assert (tmp_path / ".erlang.cookie").stat().st_mode & 0o777 == 0o400
+
+
+def test_the_broker_waits_longer_for_a_job_than_a_job_may_take(broker_files):
+    waits = int(re.search(r"consumer_timeout = (\d+)", (broker_files / "rabbitmq.conf").read_text())[1])
+    assert waits / 1000 > Settings.model_fields["time_limit"].default
+
+
+def test_rabbitmq_has_three_nodes_that_know_each_other(broker_files):
+    told = (broker_files / "rabbitmq.conf").read_text()
+    stateful = objects("everything")["StatefulSet", "darkroom-rabbitmq"]["spec"]
+    domain = f"{stateful['serviceName']}.darkroom.svc.cluster.local"
+    nodes = re.findall(r"nodes\.\d+ = (\S+)", told)
+    assert nodes == [f"rabbit@darkroom-rabbitmq-{number}.{domain}" for number in range(3)]
+    assert "target_group_size = 3" in told
+    assert "listeners.tcp = none" in told
+
+
+def test_rabbitmq_and_redis_are_those_that_the_tests_run_with():
+    services = (ROOT / "script/services").read_text()
+    images = dict(re.findall(r"^(\w+)_image=(\S+)", services, re.MULTILINE))
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    for name in ("rabbitmq", "redis"):
+        assert values[name]["image"] == f"docker.io/library/{images[name]}"
+
+
+def test_the_autoscaler_of_the_gpu_machines_reads_what_rabbitmq_tells_of_each_queue():
+    made = objects("production")
+    (asked,) = (thing["spec"] for (kind, *_), thing in made.items() if kind == "PodMonitoring")
+    (broker,) = (thing for (kind, *_), thing in made.items() if kind == "StatefulSet")
+    assert asked["selector"]["matchLabels"].items() <= broker["spec"]["template"]["metadata"]["labels"].items()
+    ports = {port["name"]: port["containerPort"] for port in pod_of(broker)["containers"][0]["ports"]}
+    assert ports[asked["endpoints"][0]["port"]] == 15692
+    # What it is called there: with the queue for a label, on this page alone.
+    assert asked["endpoints"][0]["path"] == "/metrics/per-object"
+    metric = (ROOT / "infra/modules/gpu_worker/variables.tf").read_text()
+    assert "prometheus.googleapis.com/rabbitmq_queue_messages/gauge" in metric
+    assert not [kind for kind, *_ in objects("minikube") if kind == "PodMonitoring"]
+
+
+# ---- Redis
+
+
+def test_a_real_redis_takes_the_charts_configuration_and_the_secrets_password(tmp_path):
+    """The command of the pod, its folders moved here: it must keep its data and know nobody without a password."""
+    server, client = tool("redis-server"), tool("redis-cli")
+    made = objects("minikube")
+    socket = tmp_path / "redis.sock"
+    config = made["ConfigMap", "darkroom-redis"]["data"]["redis.conf"]
+    assert "port 6379" in config
+    moved = config.replace("dir /data", f"dir {tmp_path}").replace("port 6379", f"port 0\nunixsocket {socket}")
+    (tmp_path / "redis.conf").write_text(moved)
+    container = pod_of(made["StatefulSet", "darkroom-redis"])["containers"][0]
+    shell, option, script = container["command"]
+    process = subprocess.Popen(
+        [shell, option, script.replace("/etc/redis/redis.conf", str(tmp_path / "redis.conf"))],
+        env={"REDISCLI_AUTH": "correct", "PATH": f"{server.rpartition('/')[0]}:/usr/bin:/bin"},
+        stdout=subprocess.DEVNULL,
+    )
+
+    def ask(*words, password):
+        return run(client, "-s", socket, *words, check=False, env={"REDISCLI_AUTH": password}).stdout.strip()
+
+    try:
+        while ask("ping", password="correct") != "PONG":
+            assert process.poll() is None
+        assert "NOAUTH" in ask("ping", password="")
+        assert ask("config", "get", "maxmemory-policy", password="correct").endswith("noeviction")
+        assert ask("config", "get", "appendonly", password="correct").endswith("yes")
+        assert "correct" not in run("ps", "-o", "args=", "-p", process.pid).stdout
+        process.terminate()
+        process.wait(10)
+        # The signal reached Redis itself, which took the time to end well.
+        assert not socket.exists()
+        assert process.returncode == 0
+    finally:
+        process.kill()
+        process.wait()
