@@ -87,6 +87,12 @@ def idempotency_key() -> str:
     return key
 
 
+def last_event_id() -> int | None:
+    """The event after which a stream broke off that is opened again; None for a new one, or a word that is not ours."""
+    given = request.headers.get("Last-Event-ID", "")
+    return int(given) if re.fullmatch("[0-9]{1,15}", given) else None
+
+
 def _identify() -> None:
     """Give the request an id: the client's own when it is a plain one."""
     g.started = time.monotonic()

@@ -72,12 +72,16 @@ class Watch:
             if _is_done(inbox, min(left, PATIENCE)) or self._subscriptions != heard or not self.listening.is_set():
                 return
 
-    def follow(self, read: Callable[[], Job]) -> Iterator[Event]:
-        """The job as it is, then what happens to it, until it is done; `alive` when nothing happens."""
+    def follow(self, read: Callable[[], Job], seen: int | None = None) -> Iterator[Event]:
+        """The job as it is, then what happens to it, until it is done; `alive` when nothing happens.
+
+        Who was told version `seen` already, and comes again, is not told that once more, unless it was the end.
+        """
         with self._inbox(read().task_id) as inbox:
             job = read()
             version, asked = job.version, -PATIENCE
-            yield Event("status", version, job)
+            told = version == seen and not job.phase.is_terminal
+            yield Event("alive", version) if told else Event("status", version, job)
             while not job.phase.is_terminal:
                 if time.monotonic() - asked >= PATIENCE:
                     self._previews.ask_for(job.task_id)

@@ -162,9 +162,9 @@ class Desk:
             self.services.storage.delete(name)
         self.services.jobs.delete(task_id)
 
-    def events(self, job: Job) -> Iterator[str]:
-        """Server-sent events, from the job as it is to its end."""
-        for event in self.watch.follow(lambda: self.refresh(job)):
+    def events(self, job: Job, seen: int | None) -> Iterator[str]:
+        """Server-sent events, from the job as it is, or from what comes after version `seen`, to its end."""
+        for event in self.watch.follow(lambda: self.refresh(job), seen):
             yield self._event(event)
 
     def _event(self, event: Event) -> str:
@@ -204,8 +204,11 @@ def _tickets(app: OpenAPI, desk: Desk) -> None:
 
     @app.get("/tasks/<string:task_id>/events", tags=[TASKS], responses=responses({200: None}, 404, 410, 503))
     def events(path: TaskPath) -> Response:
-        """Server-sent events: the task as it is, then `status`, `progress` and `preview`, until it is done."""
-        stream = desk.events(desk.look(path.task_id))
+        """Server-sent events: the task as it is, then `status`, `progress` and `preview`, until it is done.
+
+        With `Last-Event-ID` the first is left out when nothing has changed since that event.
+        """
+        stream = desk.events(desk.look(path.task_id), http.last_event_id())
         return Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     @app.post("/tasks/<string:task_id>/cancel", tags=[TASKS], responses=responses({200: Task}, 404, 410, 503))

@@ -203,6 +203,21 @@ def test_a_store_that_dies_and_comes_back_is_listened_to_again(settings, tmp_pat
         server.kill()
 
 
+def test_a_follower_who_comes_again_is_told_what_is_new_to_them(watch, jobs):
+    task_id = queued(jobs)
+    first = next(watch.follow(lambda: jobs.get(task_id)))
+
+    def again():
+        return next(watch.follow(lambda: jobs.get(task_id), first.version))
+
+    assert (first.kind, again().kind) == ("status", "alive")
+    jobs.claim(task_id, "t1", "worker-1")
+    assert again().job.phase == "STARTING"
+    jobs.fail(task_id, Internal(), "t1")
+    end = again()
+    assert next(watch.follow(lambda: jobs.get(task_id), end.version)).job.phase == "DONE"
+
+
 def test_a_claim_that_a_follower_has_seen_already_is_no_progress(watch, jobs):
     task_id = queued(jobs)
     jobs.claim(task_id, "t1", "worker-1")

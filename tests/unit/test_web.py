@@ -233,6 +233,20 @@ def test_a_waiting_client_has_its_answer_when_its_time_is_over(client, services)
     assert client.get(f"/tasks/{queued(services)}?wait=0.05").json["status"] == "PENDING"
 
 
+def test_a_stream_that_is_opened_again_goes_on_after_the_last_event(client, services):
+    task_id = queued(services)
+
+    def first_event(**headers):
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        with client.get(f"/tasks/{task_id}/events", headers=named, buffered=False) as answer:
+            return next(answer.response).decode()
+
+    number = re.match(r"id: (\d+)\nevent: status\n", first_event())[1]
+    assert first_event(Last_Event_ID=number) == ": alive\n\n"
+    for other in ("0", "none", "9" * 400):
+        assert "event: status\n" in first_event(Last_Event_ID=other)
+
+
 def test_a_filter_that_few_tasks_fit_is_looked_for_page_by_page(client, services, monkeypatch):
     monkeypatch.setattr(listing, "BATCH", 2)
     monkeypatch.setattr(listing, "MOST_BATCHES", 2)
