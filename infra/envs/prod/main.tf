@@ -57,6 +57,10 @@ output "ingress_address" {
   value = module.darkroom.ingress_address
 }
 
+output "certificates_account" {
+  value = module.darkroom.certificates_account
+}
+
 output "name_servers" {
   value = module.darkroom.name_servers
 }

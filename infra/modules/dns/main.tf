@@ -1,4 +1,5 @@
-# The public name, and in the private network the broker's. Certificates are cert-manager's, in the cluster.
+# The public name, and in the private network the broker's. Certificates are cert-manager's, in the cluster, whose account
+# proves in the public zone, and there alone, that the name is ours.
 
 resource "google_compute_address" "ingress" {
   name   = "${var.name}-ingress"
@@ -28,6 +29,23 @@ resource "google_dns_record_set" "web" {
   type         = "A"
   ttl          = 300
   rrdatas      = [google_compute_address.ingress.address]
+}
+
+resource "google_service_account" "certificates" {
+  account_id   = "${var.name}-certificates"
+  display_name = "Darkroom's cert-manager"
+}
+
+resource "google_service_account_iam_member" "certificates" {
+  service_account_id = google_service_account.certificates.name
+  role               = "roles/iam.workloadIdentityUser"
+  member             = "serviceAccount:${var.workload_pool}[cert-manager/cert-manager]"
+}
+
+resource "google_dns_managed_zone_iam_member" "certificates" {
+  managed_zone = google_dns_managed_zone.public.name
+  role         = "roles/dns.admin"
+  member       = google_service_account.certificates.member
 }
 
 resource "google_dns_managed_zone" "private" {

@@ -10,6 +10,11 @@ output "broker_host" {
   value = trimsuffix(google_dns_record_set.broker.name, ".")
 }
 
+output "certificates_account" {
+  description = "E-mail of the account that cert-manager is."
+  value       = google_service_account.certificates.email
+}
+
 output "name_servers" {
   description = "What the domain's registrar must name."
   value       = google_dns_managed_zone.public.name_servers

@@ -15,6 +15,11 @@ variable "subnetwork" {
   type        = string
 }
 
+variable "workload_pool" {
+  description = "Whose Kubernetes accounts may be Google's."
+  type        = string
+}
+
 variable "domain" {
   type = string
 }

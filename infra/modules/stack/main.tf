@@ -89,14 +89,15 @@ module "registry" {
 }
 
 module "dns" {
-  source     = "../dns"
-  name       = var.name
-  region     = var.region
-  network    = module.network.id
-  subnetwork = module.network.nodes
-  domain     = var.domain
-  host       = var.host
-  depends_on = [google_project_service.this]
+  source        = "../dns"
+  name          = var.name
+  region        = var.region
+  network       = module.network.id
+  subnetwork    = module.network.nodes
+  workload_pool = module.cluster.workload_pool
+  domain        = var.domain
+  host          = var.host
+  depends_on    = [google_project_service.this]
 }
 
 module "workers" {

@@ -14,6 +14,10 @@ output "ingress_address" {
   value = module.dns.ingress_address
 }
 
+output "certificates_account" {
+  value = module.dns.certificates_account
+}
+
 output "name_servers" {
   value = module.dns.name_servers
 }

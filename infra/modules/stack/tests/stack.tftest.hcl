@@ -154,6 +154,26 @@ run "the_store" {
   }
 }
 
+run "the_names" {
+  command = apply
+  module { source = "../dns" }
+  variables {
+    name          = "darkroom"
+    network       = "n"
+    subnetwork    = "s"
+    workload_pool = "a-project.svc.id.goog"
+  }
+
+  assert {
+    condition     = google_dns_managed_zone_iam_member.certificates.managed_zone == google_dns_managed_zone.public.name
+    error_message = "cert-manager writes in the public zone, and in no other."
+  }
+  assert {
+    condition     = google_service_account_iam_member.certificates.member == "serviceAccount:a-project.svc.id.goog[cert-manager/cert-manager]"
+    error_message = "cert-manager's account in the cluster is who may be it."
+  }
+}
+
 # ---- Refusals
 
 run "kubernetes_open_to_the_world" {
@@ -196,10 +216,11 @@ run "a_host_of_another_domain" {
   command = plan
   module { source = "../dns" }
   variables {
-    name       = "darkroom"
-    network    = "n"
-    subnetwork = "s"
-    host       = "darkroom.example.org"
+    name          = "darkroom"
+    network       = "n"
+    subnetwork    = "s"
+    host          = "darkroom.example.org"
+    workload_pool = "p"
   }
   expect_failures = [var.host]
 }
