@@ -70,6 +70,7 @@ def create_app(services: Services) -> OpenAPI:
     desk = Desk(services)
     _orders(app, desk)
     _tickets(app, desk)
+    _webhooks(app, desk)
     _pictures(app, desk)
     _models(app, services)
     admin.register(app, services)
@@ -222,6 +223,8 @@ def _tickets(app: OpenAPI, desk: Desk) -> None:
         desk.delete(path.task_id)
         return Response(status=204)
 
+
+def _webhooks(app: OpenAPI, desk: Desk) -> None:
     @app.post(
         "/tasks/<string:task_id>/webhook/redeliver",
         tags=[TASKS],
