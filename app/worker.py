@@ -144,8 +144,8 @@ def main(settings: Settings) -> int:
     signals.worker_shutting_down.connect(lambda **_: _leave_within(settings.worker_grace, worker), weak=False)
     worker.start()
     with suppress(StoreUnavailable):
-        # Without a worker's patience: a store that is away will miss this one by itself.
-        WorkerRegistry(make_redis(settings, "courier")).leave(name)
+        # A store that is away will miss this one by itself.
+        _registry(settings).leave(name)
     metrics.clear(settings)
     # A step that gives up says why; Celery keeps that as the exit code.
     if isinstance(worker.exitcode, str):
