@@ -199,12 +199,12 @@ class ModelGate(bootsteps.StartStopStep):
     def start(self, parent: Any) -> None:
         workers = _registry(settings_module.load())
         while (worker := _known(workers, parent.hostname)) is None or worker.state == "loading":
-            if not all(process.is_alive() for process in _children(parent)):
-                raise SystemExit("The worker's child died while it was loading its models.")
+            # Asked first: told to stop before there was any job, so the models need not be loaded to their end.
             if celery_state.should_stop is not None:
-                # Told to stop before there was any job: the models need not be loaded to their end.
                 _signal_children(parent, signal.SIGKILL)
                 raise SystemExit(EX_OK)
+            if not all(process.is_alive() for process in _children(parent)):
+                raise SystemExit("The worker's child died while it was loading its models.")
             time.sleep(0.05)
         if worker.state == "failed":
             raise SystemExit(worker.reason)

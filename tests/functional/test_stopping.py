@@ -1,8 +1,11 @@
 """How the processes stop, and how they show that they live."""
 
 import contextlib
+import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 
 import psutil
@@ -11,7 +14,7 @@ import redis
 import requests
 
 from tests.backends import embedded
-from tests.stack import Stack, until
+from tests.stack import ROOT, Stack, until
 
 pytestmark = pytest.mark.functional
 
@@ -90,3 +93,27 @@ def test_a_worker_that_is_told_to_stop_before_it_ever_reached_redis_leaves(stack
     worker.process.terminate()
     worker.process.wait(15)
     until(lambda: not any(runs(child) for child in children), 10, "its child has ended too")
+
+
+def test_a_worker_that_is_told_to_stop_while_it_loads_its_models_leaves_without_complaint(stack):
+    worker = stack.start("worker", WORKER_QUEUE="gen.tiny")
+    until(lambda: worker.children, 30, "it has a child")
+    worker.process.terminate()
+    assert worker.process.wait(15) == 0
+    assert not worker.wrote("darkroom:")
+
+
+def told_to_stop(process):
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize("role", ["courier", "worker"])
+def test_the_first_process_of_a_container_hears_a_stop_from_the_beginning(stack, role):
+    environ = {**os.environ, **stack.settings}
+    command = ["unshare", "--fork", "--pid", "--kill-child", sys.executable, "-m", "app", role]
+    with subprocess.Popen(command, env=environ, cwd=ROOT) as outer:
+        (first,) = until(lambda: psutil.Process(outer.pid).children(), 5, "it is there")
+        # Again and again: none is heard while Python itself starts. The role's own way of stopping would end with 0.
+        until(lambda: told_to_stop(first) or outer.poll() is not None, 20, "it has ended")
+    assert outer.returncode == 128 + signal.SIGTERM
