@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import random
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -238,6 +239,9 @@ def play(seed: int, jobs: int, faults: int, seconds: float, patience: float = 15
             _look_for_life(report, stack, patience)
         finally:
             service.stop()
+    # The logs of a run that went wrong are worth keeping.
+    if report.is_good:
+        shutil.rmtree(folder)
     return report
 
 

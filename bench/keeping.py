@@ -91,8 +91,7 @@ def main(count: int) -> None:
     """Make, finish, expire and sweep that many jobs."""
     # The sweep tells of each job that it moves.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-    folder = Path(tempfile.mkdtemp(prefix="keeping-"))
-    with valkey(folder) as server:
+    with tempfile.TemporaryDirectory(prefix="keeping-") as name, valkey(Path(name)) as server:
         url = f"{server}/0"
         client, jobs = redis.Redis.from_url(url, decode_responses=True), store_of(url)
         client.config_set("hash-max-listpack-value", 1024)
@@ -103,7 +102,7 @@ def main(count: int) -> None:
         finish(jobs, ids)
         print(f"a finished job: {(client.info('memory')['used_memory'] - empty) / count:.0f} bytes")
         _expire(client, url, own, ids)
-        _sweep(client, url, own, make(jobs, count), folder)
+        _sweep(client, url, own, make(jobs, count), Path(name))
 
 
 def _expire(client: "redis.Redis", url: str, own: str, ids: list[str]) -> None:
