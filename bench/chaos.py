@@ -160,7 +160,7 @@ class Faults:
         with contextlib.suppress(OSError, *kombu.Connection("amqp://").connection_errors):
             url = self._service.stack.settings["BROKER_URL"]
             with kombu.Connection(url, connect_timeout=2) as connection, connection.channel() as channel:
-                channel.queue_delete(QUEUE)
+                kombu.Queue(QUEUE).bind(channel).delete()
             # The workers declare it again: see SETTLED.
             time.sleep(SETTLED)
 

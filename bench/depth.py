@@ -74,7 +74,7 @@ def times(stack: Stack, queued: list[str], asks: int) -> dict[str, list[float]]:
     ways = {
         "submit": lambda _: caller.submit(NOTHING),
         "status": lambda task_id: caller.ask("GET", f"/tasks/{task_id}"),
-        "claim": lambda task_id: jobs.claim(task_id, uuid.uuid4().hex[:16], "bench", 3),
+        "claim": lambda task_id: jobs.claim(task_id, uuid.uuid4().hex[:16], "bench"),
     }
     chosen = queued[:: max(1, len(queued) // asks)][:asks]
     each = [{name: clocked(partial(way, task_id)) for name, way in ways.items()} for task_id in chosen]

@@ -55,7 +55,7 @@ def finish(jobs: JobStore, ids: list[str]) -> None:
     metrics = {"queue_ms": 50, "load_ms": 0, "inference_ms": 900, "upload_ms": 5, "batch_size": 1}
     result = {"images": compact([image]), "metrics": compact(metrics), "worker_version": "1.0"}
     for task_id in ids:
-        jobs.claim(task_id, "t", "gen.tiny-0123abcd@host", 3)
+        jobs.claim(task_id, "t", "gen.tiny-0123abcd@host")
         for phase in (Phase.RUNNING, Phase.UPLOADING):
             jobs.advance(task_id, "t", phase)
         jobs.succeed(task_id, "t", result)

@@ -50,7 +50,7 @@ def one_round(
     real, sleeping, nothing = counts
     bare_picture = span(loop.run(real)) / (real - 1)
     picture = span(from_the_line(stack, caller, TINY, real)) / (real - 1)
-    bare_sleep = clocked(lambda: [sleep() for _ in range(sleeping)]) / sleeping
+    bare_sleep = clocked(sleep, sleeping) / sleeping
     slept = span(from_the_line(stack, caller, SLEEPING, sleeping)) / (sleeping - 1)
     between = span(from_the_line(stack, caller, NOTHING, nothing)) / (nothing - 1)
     return bare_picture / picture, bare_sleep / slept, between, bare_picture

@@ -50,7 +50,7 @@ def claimed(jobs: JobStore) -> tuple[str, str]:
     """A task under way, and the token of its claim."""
     task_id, token = str(uuid.uuid4()), uuid.uuid4().hex[:16]
     jobs.create(replace(JOB, task_id=task_id))
-    jobs.claim(task_id, token, "bench", 3)
+    jobs.claim(task_id, token, "bench")
     return task_id, token
 
 

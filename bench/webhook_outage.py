@@ -43,7 +43,7 @@ def main(minutes: float, tasks: int) -> None:
             stack.stop()
 
 
-def measure(stack: Stack, seconds: float, tasks: int) -> dict:
+def measure(stack: Stack, seconds: float, tasks: int) -> dict[str, float]:
     """Times in seconds since the receiver went down, or since it came back where that is said."""
     port, down_at = free_port(), time.monotonic()
     ids = [submit(stack, port) for _ in range(tasks)]

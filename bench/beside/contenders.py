@@ -142,7 +142,7 @@ class Another(Contender):
         if self.serves and self._started and self._worker.poll() is None:
             return
         command = self._rival.drawing if self._most > 1 and self._rival.drawing else self._rival.command
-        self._worker = self._start([part.format(**self._values) for part in command])
+        self._worker: subprocess.Popen[bytes] = self._start([part.format(**self._values) for part in command])
 
     def ready(self) -> Self:
         """Once a first job has succeeded."""

@@ -53,7 +53,7 @@ def one(contender: Contender, caller: Caller) -> float:
 
 def utilisation(contender: Contender, jobs: int) -> Figures:
     """B: a full line of 50 ms jobs, from the storing of the first to that of the last, beside the bare loop."""
-    bare = clocked(lambda: [sleep() for _ in range(jobs)]) / jobs
+    bare = clocked(sleep, jobs) / jobs
     with sent(contender, [60] + [1] * jobs) as told:
         wait_for(told)
     if failed := [future for future in told if not future.result()]:
@@ -66,7 +66,7 @@ def sent(contender: Contender, steps: list[int], patience: float = 600) -> Itera
     """Jobs that many clients submit, the first of them some time before the others, and wait for."""
     (contender.folder / "pid").unlink(missing_ok=True)
     with ThreadPoolExecutor(len(steps)) as pool:
-        futures, ids = [], []
+        futures, ids = list["Future[bool]"](), list[str]()
         for number, count in enumerate(steps):
             futures.append(pool.submit(told, contender, count, patience, ids))
             if number == 0:
