@@ -7,25 +7,48 @@ import pytest
 
 from tests.deploy.programs import ROOT, run, tool
 
-# Machines without a network: ssh runs the command here, in a folder of the machine's name.
-SSH = """
-while [[ $1 == -* ]]; do case $1 in -n) shift ;; *) shift 2 ;; esac; done
-host=${1#*@}; shift
+# Machines without a network: a command runs here, in a folder of the machine's name.
+RUN = """
 [[ ! -e $MACHINES/$host/away ]] || exit 255
-[[ $1 != sudo ]] || shift
-command=${*//\\/etc\\/darkroom/$MACHINES/$host}
-exec env DARKROOM_ETC="$MACHINES/$host" POLL_SECONDS=0.05 READY_SECONDS=1 PATH="$WORKER_FILES:$PATH" $command
+exec env DARKROOM_ETC="$MACHINES/$host" POLL_SECONDS=0.05 READY_SECONDS=1 PATH="$WORKER_FILES:$PATH" ${command#sudo }
 """
+SSH = (
+    """
+while [[ $1 == -* ]]; do case $1 in -n) shift ;; *) shift 2 ;; esac; done
+host=${1#*@}; shift; command=$*
+"""
+    + RUN
+)
+# A group of two, which has a third one made as soon as it is told of a version.
+GCLOUD = (
+    """
+case $* in
+  *list-instances*) for host in gpu-1 gpu-2 $(cat "$MACHINES/made" 2>/dev/null); do echo "$host/europe-west4-a"; done; exit ;;
+  *all-instances-config*) [[ ! -e $MACHINES/gpu-3 ]] || echo gpu-3 >"$MACHINES/made"; exit ;;
+  *wait-until*) exit ;;
+  *print-access-token*) echo a-token; exit ;;
+esac
+[[ "$1 $2 $4 $5" == "compute ssh --zone europe-west4-a" ]] || exit 2
+host=$3; command=${!#}; command=${command#--command=}
+"""
+    + RUN
+)
 # A worker gets ready unless its version is a bad one.
 DOCKER = """
 case $1 in
   pull) [[ $3 != *missing* ]] ;;
+  login) cat >>"$DARKROOM_ETC/login" ;;
+  image) [[ $2 != ls ]] || printf '%s\\n' 0.8.0 0.9.0 1.0.0-good 2.0.0-new ;;
   logs)
     v=$(<"$DARKROOM_ETC/version")
     [[ $v == *bad* || ( -e $DARKROOM_ETC/broken && $v == 2* ) ]] || echo '{"message":"worker.ready"}'
     ;;
 esac
 """
+
+
+GROUP = {"WORKER_GROUP": "darkroom-worker", "REGION": "europe-west4", "WORKER_HOSTS": ""}
+CHANGE = "gcloud compute instance-groups managed all-instances-config update darkroom-worker"
 
 
 @pytest.fixture
@@ -79,14 +102,60 @@ def test_a_worker_that_ends_again_and_again_is_not_waited_for(machines, deploy, 
 
 def test_new_machines_of_a_group_begin_with_what_was_deployed_last(machines, deploy, path):
     versions = machines("gpu-1", "gpu-2")
-    path(gcloud='[[ $* != *list-instances* ]] || printf "gpu-1\\ngpu-2\\n"\n')
-    of_group = {"WORKER_GROUP": "darkroom-worker", "REGION": "europe-west4", "WORKER_HOSTS": ""}
-    change = "gcloud compute instance-groups managed all-instances-config update darkroom-worker"
+    path(gcloud=GCLOUD)
     for version, reached in (("2.0.0-new", "2.0.0-new"), ("--previous", "1.0.0-good")):
-        told = deploy(version, **of_group).notes[-1]
-        assert told == f"{change} --region europe-west4 --metadata darkroom-version={reached}"
+        assert f"{CHANGE} --metadata darkroom-version={reached} --region europe-west4" in deploy(version, **GROUP).notes
         assert set(versions().values()) == {reached}
-    assert not [note for note in deploy("2.0.0-bad", **of_group, check=False).notes if note.startswith(change)]
+    assert not [note for note in deploy("2.0.0-bad", **GROUP, check=False).notes if note.startswith(CHANGE)]
+
+
+def test_machines_of_a_group_are_reached_through_the_proxy_and_known_by_what_google_says_of_them(
+    machines, deploy, path
+):
+    machines("gpu-1", "gpu-2")
+    path(gcloud=GCLOUD)
+    notes = deploy("2.0.0-new", **GROUP).notes
+    calls = [set(note.split()) for note in notes if note.startswith("gcloud compute ssh")]
+    assert calls
+    assert all({"--tunnel-through-iap", "--strict-host-key-checking=yes", "--quiet"} <= call for call in calls)
+    assert not [note for note in notes if note.startswith("ssh")]
+    text = (ROOT / "infra/modules/gpu_worker/main.tf").read_text()
+    assert re.search(r'enable-guest-attributes += "TRUE"', text), "where a machine tells its keys"
+
+
+def test_a_machine_that_the_group_makes_during_a_deployment_gets_its_version_and_can_be_taken_back(
+    machines, deploy, path, tmp_path
+):
+    versions = machines("gpu-1", "gpu-2", "gpu-3")
+    path(gcloud=GCLOUD)
+    deploy("2.0.0-new", **GROUP)
+    assert set(versions().values()) == {"2.0.0-new"}
+    # One that was made with the new version knows of none before.
+    (tmp_path / "machines/gpu-3/previous").unlink()
+    deploy("--previous", **GROUP)
+    assert set(versions().values()) == {"1.0.0-good"}
+
+
+def test_an_image_of_artifact_registry_is_pulled_as_the_machines_own_account(machines, deploy, path, tmp_path):
+    machines("gpu-1", "gpu-2")
+    path(gcloud=GCLOUD)
+    (tmp_path / "machines/gpu-1/worker.env").write_text(
+        "IMAGE=europe-west4-docker.pkg.dev/p/hub/darkroom-worker\nGPUS=1\n"
+    )
+    notes = deploy("2.0.0-new").notes
+    login = "docker login --username oauth2accesstoken --password-stdin https://europe-west4-docker.pkg.dev"
+    assert [note for note in notes if note.startswith("docker login")] == [login]
+    assert notes.index(login) < notes.index(
+        "docker pull --quiet europe-west4-docker.pkg.dev/p/hub/darkroom-worker:2.0.0-new"
+    )
+    assert (tmp_path / "machines/gpu-1/login").read_text() == "a-token\n"
+
+
+def test_the_images_of_this_version_and_the_one_before_stay_and_older_ones_go(machines, deploy):
+    machines("gpu-1")
+    notes = deploy("2.0.0-new", WORKER_HOSTS="gpu-1").notes
+    image = "docker image rm docker.io/darkroom/darkroom-worker"
+    assert [note for note in notes if note.startswith("docker image rm")] == [f"{image}:0.8.0", f"{image}:0.9.0"]
 
 
 def test_when_a_later_machine_fails_the_earlier_ones_are_taken_back(machines, deploy, tmp_path):

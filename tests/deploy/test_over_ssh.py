@@ -22,7 +22,7 @@ FILES = ROOT / "infra/modules/gpu_worker/files"
 UNIT = "darkroom-worker@0.service"
 # As in main.tf, for a machine without a GPU.
 MACHINE = {
-    "IMAGE": "hub.example/darkroom/darkroom-worker",
+    "IMAGE": "europe-west4-docker.pkg.dev/project/hub/darkroom-worker",
     "GPUS": "1",
     "SECRET_PREFIX": "darkroom",
     "STOP_SECONDS": "40",
@@ -33,6 +33,11 @@ MACHINE = {
 }
 
 
+# By its name, or as the one machine of a managed group.
+HOSTS = {"WORKER_HOSTS": "127.0.0.1"}
+GROUP = {"WORKER_GROUP": "darkroom-worker", "REGION": "europe-west4"}
+
+
 class Machine:
     """sshd on loopback with keys of its own, and what a GPU machine has on its disk."""
 
@@ -40,7 +45,7 @@ class Machine:
         self.folder, self.port, self.signing_key = folder, free_port(), backends["SIGNING_KEY"]
         for name in ("etc", "images", "secrets", "bin"):
             (folder / name).mkdir()
-        own = (FILES / "darkroom-worker", FILES / "darkroom-deploy")
+        own = [FILES / name for name in ("darkroom-worker", "darkroom-deploy", "darkroom-pull")]
         for program in (*own, *(ROOT / "tests/deploy/machine").iterdir()):
             (folder / "bin" / program.name).symlink_to(program)
         (folder / "bin/python3").symlink_to(sys.executable)
@@ -100,10 +105,12 @@ class Machine:
         environ = {**self.environ, "HOME": str(self.folder)}
         run(self.folder / "bin/systemctl", word, UNIT, env=environ)
 
-    def deploy(self, version, script="deploy-worker", known="known", **options):
+    def deploy(self, version, script="deploy-worker", known="known", where=HOSTS, **options):
         environ = {
             "VERSION": version,
-            "WORKER_HOSTS": "127.0.0.1",
+            **where,
+            # Whoever deploys to a group has Google's programs.
+            "PATH": f"{self.folder}/bin:{os.environ['PATH']}",
             "SSH_PORT": str(self.port),
             "SSH_KEY": str(self.folder / "user"),
             "SSH_KNOWN_HOSTS": str(self.folder / known),
@@ -171,7 +178,7 @@ class Load:
 def test_a_good_deployment_and_one_that_is_taken_back_lose_no_job_that_is_under_way(place):
     stack, machine = place
     with Load(stack.client) as load:
-        good = machine.deploy("2.0.0-new")
+        good = machine.deploy("2.0.0-new", where=GROUP)
         assert machine.version == "2.0.0-new"
         bad = machine.deploy("3.0.0-bad", check=False)
         last = len(load.ids)

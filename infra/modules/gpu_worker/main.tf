@@ -31,7 +31,7 @@ locals {
     ON_GPU_VM         = "true"
   }, { for name, image in local.helpers : "${upper(replace(name, "-", "_"))}_IMAGE" => image })
 
-  scripts = { for name in concat(["darkroom-worker", "darkroom-deploy"], var.elasticsearch == "" ? [] : ["darkroom-filebeat"]) :
+  scripts = { for name in concat(["darkroom-worker", "darkroom-deploy", "darkroom-pull"], var.elasticsearch == "" ? [] : ["darkroom-filebeat"]) :
   "/usr/local/bin/${name}" => { mode = "0755", content = file("${path.module}/files/${name}") } }
   unit_files = { for name in concat(["worker@"], keys(local.helpers)) :
   "/etc/systemd/system/darkroom-${name}.service" => { mode = "0644", content = file("${path.module}/files/darkroom-${name}.service") } }
@@ -84,6 +84,8 @@ resource "google_compute_region_instance_template" "this" {
   metadata = {
     enable-oslogin         = "TRUE"
     block-project-ssh-keys = "TRUE"
+    # Where a machine tells the keys by which it is known.
+    enable-guest-attributes = "TRUE"
     user-data = templatefile("${path.module}/cloud-init.yaml.tftpl", {
       files = merge(local.scripts, local.unit_files, local.configs, local.own)
       units = local.units
