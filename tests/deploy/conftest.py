@@ -5,7 +5,7 @@ import pytest
 from tests.deploy.programs import ROOT, run
 
 NOTE = """#!/usr/bin/env bash
-printf '%s' "$(basename "$0")" >>"$NOTES"; printf ' %q' "$@" >>"$NOTES"; echo >>"$NOTES"
+note=$(basename "$0")$(printf ' %q' "$@"); echo "$note" >>"$NOTES"
 """
 
 

@@ -52,6 +52,7 @@ abstract class Recorder extends Script {
 
     Object getProperty(String name) {
         if (name in ['any', 'none']) return name
+        if (name == 'env') return System.getenv()
         throw new IllegalStateException("nobody knows '$name' in ${path*.word.join('/')}")
     }
 }

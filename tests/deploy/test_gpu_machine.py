@@ -23,7 +23,7 @@ host=${1#*@}; shift; command=$*
 GCLOUD = (
     """
 case $* in
-  *list-instances*) for host in gpu-1 gpu-2 $(cat "$MACHINES/made" 2>/dev/null); do echo "$host/europe-west4-a"; done; exit ;;
+  *list-instances*) printf '%s/europe-west4-a\\n' gpu-1 gpu-2 $(cat "$MACHINES/made" 2>/dev/null); exit ;;
   *all-instances-config*) [[ ! -e $MACHINES/gpu-3 ]] || echo gpu-3 >"$MACHINES/made"; exit ;;
   *wait-until*) exit ;;
   *print-access-token*) echo a-token; exit ;;

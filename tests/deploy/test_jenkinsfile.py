@@ -12,11 +12,20 @@ from tests.deploy.programs import ROOT, run, tool
 GROOVY = "/usr/share/java/groovy-all.jar:/usr/share/java/commons-cli.jar"
 
 
-def recorded(jenkinsfile, check=True):
+def recorded(jenkinsfile, check=True, **environ):
     if not Path(GROOVY.partition(":")[0]).exists():
         tool("groovy")
     harness = ROOT / "tests/deploy/jenkinsfile.groovy"
-    return run(tool("java"), "-cp", GROOVY, "groovy.ui.GroovyMain", harness, jenkinsfile, check=check)
+    return run(
+        tool("java"),
+        "-cp",
+        GROOVY,
+        "groovy.ui.GroovyMain",
+        harness,
+        jenkinsfile,
+        check=check,
+        env={**os.environ, **environ},
+    )
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +39,7 @@ def said(pipeline, word):
 
 def test_the_stages_come_in_their_order(pipeline):
     assert [name for _, (name,) in said(pipeline, "stage")] == [
-        *["Checks", "Lint", "Charts", "Terraform", "Test", "Build", "Scan", "Push"],
+        *["Set up", "Checks", "Lint", "Charts", "Terraform", "Test", "Build", "Scan", "Push"],
         *["Deploy web", "Smoke web", "Deploy worker", "Smoke worker"],
     ]
 
@@ -59,6 +68,15 @@ def test_each_step_is_a_script_that_a_person_can_run(pipeline):
         scripts = re.findall(r"(?:infra/ci|script)/[\w-]+", text)
         assert scripts, text
         assert all(os.access(ROOT / script, os.X_OK) for script in scripts)
+
+
+def test_no_key_of_a_machine_is_asked_for_where_google_knows_them(pipeline):
+    of_group = json.loads(recorded(ROOT / "Jenkinsfile", WORKER_GROUP="darkroom-worker").stdout)
+    asked = [
+        [str(text) for _, text in said(steps, "withCredentials") if "gpu-ssh" in str(text)]
+        for steps in (pipeline, of_group)
+    ]
+    assert [len(texts) for texts in asked] == [2, 0]
 
 
 def test_secrets_are_jenkins_own_by_id():

@@ -124,6 +124,18 @@ WRONG_WISHES = {
         *("redis/main.tf", "auth_enabled            = true", "auth_enabled            = false"),
         "Password and TLS",
     ),
+    "redis: a name that its certificate does not bear": (
+        *("redis/outputs.tf", "?ssl_check_hostname=false", ""),
+        "Its certificate bears no name",
+    ),
+    "gpu_worker: deleted when a worker is drained": (
+        *("gpu_worker/main.tf", "port         = 9100", "port         = 9464"),
+        "no reason to delete its machine",
+    ),
+    "deployer: deletes machines": (
+        *("deployer/main.tf", '"compute.instances.list",', '"compute.instances.delete",'),
+        "makes and deletes no machine",
+    ),
     "gpu_worker: moved while it runs": (
         *("gpu_worker/main.tf", '"TERMINATE"', '"MIGRATE"'),
         "A machine with a GPU cannot be moved",

@@ -131,7 +131,7 @@ def test_each_script_of_a_pipeline_reads_the_variables_that_the_page_sets_for_it
 
 def test_the_outputs_of_terraform_that_the_page_names_are_those_of_both_roots():
     named = written(r"(?:output -json |output `)(\w+)", "docs/cloud.md")
-    assert named == {"helm_values", "ingress_address", "name_servers"}
+    assert named == {"helm_values", "observability_values", "ingress_address", "name_servers"}
     for root in ("dev", "prod"):
         assert named <= set(re.findall(r'^output "(\w+)"', read(f"infra/envs/{root}/*.tf"), re.MULTILINE))
 

@@ -18,15 +18,24 @@ from app.tasks import make_celery
 KEY = "0123456789abcdef0123456789abcdef"
 
 
+def signed_by_itself(folder, *named):
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    files = ["-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt"]
+    subprocess.run([*made, *named, *files], check=True, capture_output=True)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """For `localhost` and no other name, and its own authority."""
     folder = tmp_path_factory.mktemp("tls")
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
-    files = ["-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt"]
-    subprocess.run([*made, *named, *files], check=True, capture_output=True)
-    return folder
+    return signed_by_itself(folder, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+
+
+@pytest.fixture(scope="module")
+def nameless(tmp_path_factory):
+    """As Memorystore's is said to be: the address is its common name, which no client takes for a name."""
+    return signed_by_itself(tmp_path_factory.mktemp("nameless"), "-subj", "/CN=127.0.0.1")
 
 
 @contextmanager
@@ -106,3 +115,26 @@ def test_the_result_backend_of_a_worker_checks_certificates_too(certificate):
     app = make_celery(settings(1, ca_file=ca_file), load_catalogue("config/models.yaml", ""), "worker")
     told = app.backend.connparams
     assert (told["ssl_cert_reqs"], told["ssl_ca_certs"]) == (ssl.CERT_REQUIRED, str(ca_file))
+
+
+def knock_at_results(told):
+    backend = make_celery(told, load_catalogue("config/models.yaml", ""), "worker").backend
+    with pytest.raises(redis.ConnectionError):
+        backend.client.ping()
+    backend.client.close()
+
+
+@pytest.mark.parametrize("knock", [knock_at_store, knock_at_results])
+@pytest.mark.parametrize(
+    ("query", "by_itself", "talked_to"),
+    [("?ssl_check_hostname=false", True, True), ("", True, False), ("?ssl_check_hostname=false", False, False)],
+)
+def test_a_store_without_a_name_is_known_by_its_authority_where_the_url_says_so(
+    certificate, nameless, knock, query, by_itself, talked_to
+):
+    authority = nameless if by_itself else certificate
+    with server(nameless) as (port, heard):
+        url = f"rediss://:pw@127.0.0.1:{port}/0{query}"
+        told = Settings(redis_url=url, broker_url="amqp://", signing_key=KEY, ca_file=str(authority / "tls.crt"))
+        knock(told)
+    assert any(heard) == talked_to

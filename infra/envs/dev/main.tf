@@ -27,6 +27,7 @@ module "darkroom" {
   worker_version = var.worker_version
   admin_ranges   = var.admin_ranges
   ssh_ranges     = var.ssh_ranges
+  deployer       = var.deployer
   name           = "darkroom-dev"
   protect        = false
   nodes          = { machine_type = "e2-standard-2", min = 3, max = 4 }
@@ -45,6 +46,10 @@ module "darkroom" {
 
 output "helm_values" {
   value = module.darkroom.helm_values
+}
+
+output "observability_values" {
+  value = module.darkroom.observability_values
 }
 
 output "cluster" {

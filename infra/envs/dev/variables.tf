@@ -32,8 +32,14 @@ variable "admin_ranges" {
   type        = map(string)
 }
 
+variable "deployer" {
+  description = "Who deploys, like `serviceAccount:jenkins@my-project.iam.gserviceaccount.com`; empty: its rights are given elsewhere."
+  type        = string
+  default     = ""
+}
+
 variable "ssh_ranges" {
-  description = "Jenkins' networks, for SSH to the workers."
+  description = "Private networks with a route to the workers, for SSH without Google's proxy."
   type        = list(string)
   default     = []
 }

@@ -27,6 +27,7 @@ module "darkroom" {
   worker_version = var.worker_version
   admin_ranges   = var.admin_ranges
   ssh_ranges     = var.ssh_ranges
+  deployer       = var.deployer
   nodes          = { machine_type = "e2-standard-4", min = 3, max = 8 }
   default_model  = "sdxl-base-1.0"
   redis          = { memory_gb = 5, highly_available = true }
@@ -43,6 +44,10 @@ module "darkroom" {
 
 output "helm_values" {
   value = module.darkroom.helm_values
+}
+
+output "observability_values" {
+  value = module.darkroom.observability_values
 }
 
 output "cluster" {

@@ -103,8 +103,10 @@ resource "google_compute_health_check" "this" {
   healthy_threshold   = 1
   unhealthy_threshold = 5
 
+  # The machine's own word (node-exporter), not a worker's: one that is drained, or waits for its secrets, is no reason to
+  # delete a machine with all its workers. Those are started again by systemd, and alerts tell of what that cannot mend.
   http_health_check {
-    port         = 9464
+    port         = 9100
     request_path = "/metrics"
   }
 }
@@ -119,7 +121,7 @@ resource "google_compute_region_instance_group_manager" "this" {
   }
   auto_healing_policies {
     health_check = google_compute_health_check.this.id
-    # Models are fetched and loaded first.
+    # Docker and its first image come first.
     initial_delay_sec = var.first_start_seconds
   }
   # A new template is for new machines; those at work are changed by a deployment.

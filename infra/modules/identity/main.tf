@@ -48,6 +48,30 @@ resource "google_service_account_iam_member" "signs" {
   member             = google_service_account.roles["web"].member
 }
 
+# Prometheus asks which GPU machines there are.
+resource "google_service_account" "prometheus" {
+  account_id   = "${var.name}-prometheus"
+  display_name = "Darkroom's Prometheus"
+}
+
+resource "google_project_iam_custom_role" "finds_machines" {
+  role_id     = replace("${var.name}_prometheus_machines", "-", "_")
+  title       = "Darkroom: sees which machines there are"
+  permissions = ["compute.instances.list"]
+}
+
+resource "google_project_iam_member" "finds_machines" {
+  project = var.project
+  role    = google_project_iam_custom_role.finds_machines.id
+  member  = google_service_account.prometheus.member
+}
+
+resource "google_service_account_iam_member" "prometheus" {
+  service_account_id = google_service_account.prometheus.name
+  role               = "roles/iam.workloadIdentityUser"
+  member             = "serviceAccount:${var.workload_pool}[observability/prometheus]"
+}
+
 resource "google_project_iam_member" "nodes" {
   for_each = toset(concat(local.telling, ["roles/monitoring.viewer", "roles/stackdriver.resourceMetadata.writer"]))
 

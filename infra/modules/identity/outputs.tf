@@ -3,6 +3,16 @@ output "emails" {
   value       = { for role, account in google_service_account.roles : role => account.email }
 }
 
+output "worker" {
+  description = "Resource name of the worker's account."
+  value       = google_service_account.roles["worker"].name
+}
+
+output "prometheus" {
+  description = "E-mail of Prometheus' account."
+  value       = google_service_account.prometheus.email
+}
+
 output "nodes" {
   value = google_service_account.nodes.email
 }

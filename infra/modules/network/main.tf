@@ -79,7 +79,7 @@ resource "google_service_networking_connection" "managed" {
 resource "google_compute_firewall" "ssh" {
   name          = "${var.name}-ssh"
   network       = google_compute_network.this.id
-  description   = "Deployments: from Jenkins' networks, or through Identity-Aware Proxy."
+  description   = "Deployments: through Identity-Aware Proxy, or from named private networks."
   direction     = "INGRESS"
   source_ranges = concat(["35.235.240.0/20"], var.ssh_ranges)
   target_tags   = ["darkroom-worker"]

@@ -25,7 +25,7 @@ variable "ranges" {
 }
 
 variable "ssh_ranges" {
-  description = "Networks from which Jenkins reaches the workers over SSH, besides Identity-Aware Proxy."
+  description = "Private networks with a route here, whence the workers are reached over SSH besides Identity-Aware Proxy."
   type        = list(string)
   default     = []
 
@@ -42,6 +42,6 @@ variable "metrics_ports" {
 }
 
 variable "health_port" {
-  type    = number
-  default = 9464
+  description = "Port of a worker machine where Google's health checks ask."
+  type        = number
 }

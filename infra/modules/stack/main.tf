@@ -4,12 +4,18 @@
 resource "google_project_service" "this" {
   for_each = toset([
     "artifactregistry", "binaryauthorization", "cloudresourcemanager", "compute", "container", "dns", "iam", "iamcredentials", "logging",
-    "monitoring", "pubsub", "redis", "secretmanager", "servicenetworking", "storage",
+    "monitoring", "iap", "oslogin", "pubsub", "redis", "secretmanager", "servicenetworking", "storage",
   ])
 
   project            = var.project
   service            = "${each.key}.googleapis.com"
   disable_on_destroy = false
+}
+
+# Where the group makes its machines.
+data "google_compute_zones" "this" {
+  project = var.project
+  region  = var.region
 }
 
 module "network" {
@@ -19,6 +25,7 @@ module "network" {
   ranges        = var.ranges
   ssh_ranges    = var.ssh_ranges
   metrics_ports = module.workers.metrics_ports
+  health_port   = module.workers.health_port
   depends_on    = [google_project_service.this]
 }
 
@@ -43,6 +50,16 @@ module "identity" {
   # From the cluster: Google has no such pool before the project's first one.
   workload_pool = module.cluster.workload_pool
   depends_on    = [google_project_service.this]
+}
+
+module "deployer" {
+  source         = "../deployer"
+  count          = var.deployer == "" ? 0 : 1
+  project        = var.project
+  name           = var.name
+  member         = var.deployer
+  worker_account = module.identity.worker
+  depends_on     = [google_project_service.this]
 }
 
 module "bucket" {

@@ -22,6 +22,21 @@ output "name_servers" {
   value = module.dns.name_servers
 }
 
+# What charts/observability needs to know of the GPU machines.
+output "observability_values" {
+  value = {
+    prometheus = {
+      gce = {
+        project = var.project
+        zones   = data.google_compute_zones.this.names
+        ports   = module.workers.metrics_ports
+        account = module.identity.prometheus
+      }
+      machineNetworks = [module.network.ranges.workers]
+    }
+  }
+}
+
 # What the chart needs to know: `terraform output -json helm_values` is a file for `helm upgrade -f` (JSON is YAML).
 output "helm_values" {
   value = {

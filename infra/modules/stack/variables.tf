@@ -55,6 +55,12 @@ variable "ssh_ranges" {
   default = []
 }
 
+variable "deployer" {
+  description = "Who deploys, like `serviceAccount:jenkins@my-project.iam.gserviceaccount.com`; empty: its rights are given elsewhere."
+  type        = string
+  default     = ""
+}
+
 variable "nodes" {
   type = object({
     machine_type = string

@@ -35,6 +35,18 @@ run "the_workers" {
     error_message = "A new machine begins with the version it was told."
   }
   assert {
+    condition     = output.health_port == 9100
+    error_message = "A worker that is drained is no reason to delete its machine."
+  }
+  assert {
+    condition     = google_compute_region_instance_template.this.metadata["enable-guest-attributes"] == "TRUE"
+    error_message = "A machine tells by which keys it is known."
+  }
+  assert {
+    condition     = strcontains(google_compute_region_instance_template.this.metadata["user-data"], "/usr/local/bin/darkroom-pull")
+    error_message = "A machine must be able to bring its image."
+  }
+  assert {
     condition     = one(one(google_compute_region_autoscaler.this.autoscaling_policy).metric).single_instance_assignment == 8
     error_message = "Four jobs for each GPU."
   }

@@ -26,6 +26,14 @@ variables {
 
 run "the_whole" {
   command = apply
+  variables {
+    deployer = "serviceAccount:jenkins@p"
+  }
+
+  assert {
+    condition     = output.observability_values.prometheus.gce.ports == [9464, 9465, 9100, 9400]
+    error_message = "Prometheus must ask every worker of a machine."
+  }
 
   assert {
     condition     = output.helm_values.storage.url == "gs://a-project-darkroom-pictures"
@@ -53,6 +61,29 @@ run "the_whole" {
   }
 }
 
+run "somebody_deploys" {
+  command = apply
+  module { source = "../deployer" }
+  variables {
+    name           = "darkroom"
+    member         = "serviceAccount:jenkins@p"
+    worker_account = "projects/p/serviceAccounts/worker@p"
+  }
+
+  assert {
+    condition     = google_service_account_iam_member.is_on_the_machine.service_account_id == "projects/p/serviceAccounts/worker@p"
+    error_message = "Who deploys may be the worker's account, and no other."
+  }
+  assert {
+    condition     = !anytrue([for name in google_project_iam_custom_role.deploys.permissions : endswith(name, ".delete") || endswith(name, ".create")])
+    error_message = "Who deploys makes and deletes no machine."
+  }
+  assert {
+    condition     = alltrue([for member in google_project_iam_member.deploys : member.member == "serviceAccount:jenkins@p"])
+    error_message = "These rights are for who deploys."
+  }
+}
+
 run "the_network" {
   command = apply
   module { source = "../network" }
@@ -60,6 +91,7 @@ run "the_network" {
     name          = "darkroom"
     ssh_ranges    = ["192.0.2.10/32"]
     metrics_ports = [9464, 9465, 9100, 9400]
+    health_port   = 9100
   }
 
   assert {
@@ -133,6 +165,14 @@ run "the_accounts" {
     condition     = google_service_account_iam_member.workload_identity["web"].member == "serviceAccount:a-project.svc.id.goog[darkroom/darkroom-web]"
     error_message = "The chart's account of the web tier is who may be it."
   }
+  assert {
+    condition     = google_service_account_iam_member.prometheus.member == "serviceAccount:a-project.svc.id.goog[observability/prometheus]"
+    error_message = "Prometheus' account in the cluster is who may be it."
+  }
+  assert {
+    condition     = google_project_iam_custom_role.finds_machines.permissions == toset(["compute.instances.list"])
+    error_message = "Prometheus sees which machines there are, and no more."
+  }
 }
 
 run "the_store" {
@@ -151,6 +191,10 @@ run "the_store" {
   assert {
     condition     = google_redis_instance.this.redis_configs["maxmemory-policy"] == "noeviction"
     error_message = "Nothing of a job is dropped."
+  }
+  assert {
+    condition     = endswith(output.url, "/0?ssl_check_hostname=false")
+    error_message = "Its certificate bears no name that a client looks for."
   }
 }
 
@@ -189,12 +233,24 @@ run "kubernetes_open_to_the_world" {
   expect_failures = [var.admin_ranges]
 }
 
+run "everybody_deploys" {
+  command = plan
+  module { source = "../deployer" }
+  variables {
+    name           = "darkroom"
+    member         = "allUsers"
+    worker_account = "worker"
+  }
+  expect_failures = [var.member]
+}
+
 run "ssh_open_to_many" {
   command = plan
   module { source = "../network" }
   variables {
-    name       = "darkroom"
-    ssh_ranges = ["10.0.0.0/8"]
+    name        = "darkroom"
+    ssh_ranges  = ["10.0.0.0/8"]
+    health_port = 9100
   }
   expect_failures = [var.ssh_ranges]
 }
