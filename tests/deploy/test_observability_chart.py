@@ -1,6 +1,9 @@
 """charts/observability: valid for Kubernetes; it mounts the files as they are, and what these name is there."""
 
+import os
 import re
+import tempfile
+from pathlib import Path
 
 import pytest
 import yaml
@@ -89,6 +92,29 @@ def test_only_what_looks_at_the_node_has_more_than_plain_rights(shape):
         if name not in ON_THE_NODE:
             assert pod["securityContext"]["runAsNonRoot"] is True, name
             assert not [volume for volume in pod["volumes"] if "hostPath" in volume], name
+
+
+def test_elasticsearchs_user_copies_its_configuration_into_a_volume_that_is_roots():
+    """As the kubelet makes it: an emptyDir belongs to root, and to the group fsGroup."""
+    pod = pod_of(objects("production")["StatefulSet", "elasticsearch"])
+    user, group = pod["securityContext"]["runAsUser"], pod["securityContext"]["fsGroup"]
+    image, volume = "/usr/share/elasticsearch/config", "/config"
+    with tempfile.TemporaryDirectory() as folder:
+        there = {image: Path(folder, "image"), volume: Path(folder, "volume")}
+        (there[image] / "jvm.options.d").mkdir(parents=True)
+        (there[image] / "elasticsearch.yml").write_text("cluster.name: darkroom\n")
+        there[volume].mkdir()
+        Path(folder).chmod(0o755)
+        as_in_the_pod = {}
+        if os.geteuid() == 0:  # Nobody else can be somebody else: there the folder is the tests' own.
+            os.chown(there[volume], 0, group)
+            as_in_the_pod = {"user": user, "group": group, "extra_groups": []}
+        there[volume].chmod(0o2777)
+        command = [
+            re.sub(rf"^({image}|{volume})", lambda m: str(there[m[1]]), w) for w in pod["initContainers"][0]["command"]
+        ]
+        run(*command, **as_in_the_pod)
+        assert {path.name for path in there[volume].iterdir()} == {"jvm.options.d", "elasticsearch.yml"}
 
 
 def test_each_secret_value_has_a_key_that_the_values_tell_of():
