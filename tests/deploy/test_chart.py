@@ -9,7 +9,7 @@ import yaml
 
 from app.schemas import TaskQuery
 from app.settings import Settings
-from tests.deploy.programs import HELMS, ROOT, TOOLS, pod_of, run, tool
+from tests.deploy.programs import HELMS, ROOT, TOOLS, pod_of, rendered, run, tool
 from tests.deploy.shapes import CHART, FOREIGN, SHAPES, objects
 
 every_shape = pytest.mark.parametrize("shape", SHAPES)
@@ -182,6 +182,19 @@ def test_who_stops_later_waits_longer_so_that_an_upgrade_drops_no_request():
 
 def read_timeout(annotations):
     return next(int(value.rstrip("s")) for name, value in annotations.items() if name.endswith("proxy-read-timeout"))
+
+
+@pytest.mark.parametrize("shape", ["minikube", "production"])
+def test_a_new_version_restarts_only_what_runs_its_images(shape):
+    def pods(tag):
+        made = rendered("darkroom", **SHAPES[shape], image__tag=f'"{tag}"')
+        return {name: thing["spec"]["template"] for name, thing in made.items() if "template" in thing.get("spec", {})}
+
+    old, new = pods("1.0.0"), pods("1.0.1")
+    changed = {name for name in old if old[name] != new[name]}
+    ours = {name for name in old if "/darkroom-" in old[name]["spec"]["containers"][0]["image"]}
+    assert changed == ours
+    assert {"darkroom-rabbitmq", "darkroom-flower", "darkroom-celery-exporter"} <= {name for _, name in set(old) - ours}
 
 
 def test_a_worker_pod_has_time_to_finish_or_hand_back():
