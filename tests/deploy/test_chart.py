@@ -231,6 +231,8 @@ def test_workers_are_scaled_by_what_waits_and_what_runs():
         'storage__url="s3://bucket"',
         'settings={"BROKER_URL": "amqp://secret"}',
         "rabbitmq__replicas=2",
+        'rabbitmq__resources__limits__memory="2G"',
+        "rabbitmq__resources__limits=null",
         'ingress__flavour="other"',
         "web__replica=3",
         'workers=[{"name": "a"}]',

@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from kombu import Exchange
 from app.models import load_catalogue
 from app.settings import Settings
 from app.tasks import QUARANTINE, make_celery
+from tests.backends import skip_or_fail
 from tests.deploy.programs import ROOT, pod_of, run, tool
 from tests.deploy.shapes import CHART, objects
 
@@ -78,6 +80,37 @@ def test_rabbitmq_has_three_nodes_that_know_each_other(broker_files):
     assert nodes == [f"rabbit@darkroom-rabbitmq-{number}.{domain}" for number in range(3)]
     assert "target_group_size = 3" in told
     assert "listeners.tcp = none" in told
+
+
+@pytest.mark.parametrize("shape", ["minikube", "production"])
+def test_the_broker_takes_its_containers_limit_for_its_memory_and_not_the_nodes(shape):
+    """By its own code: what it then calls all memory, of which its alarm wants a part."""
+    made = objects(shape)
+    (container,) = pod_of(made["StatefulSet", "darkroom-rabbitmq"])["containers"]
+    config = made["ConfigMap", "darkroom-rabbitmq"]["data"]["rabbitmq.conf"]
+    told = dict(re.findall(r"^(\S+) = (\S+)$", config, re.MULTILINE))
+    value = told["total_memory_available_override_value"]
+    code = f'application:set_env(rabbit, total_memory_available_override_value, "{value}"),'
+    code += 'io:format("~p", [vm_memory_monitor:get_total_memory()]), halt().'
+    libraries = list(Path("/usr/lib/rabbitmq/lib").glob("*/plugins/rabbit*-*/ebin"))
+    if not libraries:
+        skip_or_fail("needs RabbitMQ: script/services")
+    taken = int(run(tool("erl"), "-noshell", "-pa", *libraries, "-eval", code).stdout)
+    number, unit = re.fullmatch(r"(\d+)(\wi)", container["resources"]["limits"]["memory"]).groups()
+    assert taken == int(number) * {"Mi": 2**20, "Gi": 2**30}[unit]
+    assert 0 < float(told["vm_memory_high_watermark.relative"]) <= 0.6
+
+
+@pytest.mark.parametrize("shape", ["minikube", "production"])
+def test_the_broker_can_write_where_it_does_in_compose(shape):
+    """Its root is read-only in both; compose.yaml runs in tests."""
+    service = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]["rabbitmq"]
+    places = {
+        *service["tmpfs"],
+        *(volume.split(":")[1] for volume in service["volumes"] if not volume.startswith("./")),
+    }
+    (container,) = pod_of(objects(shape)["StatefulSet", "darkroom-rabbitmq"])["containers"]
+    assert places <= {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
 
 
 def test_rabbitmq_and_redis_are_those_that_the_tests_run_with():
