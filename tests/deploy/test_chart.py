@@ -7,6 +7,7 @@ import shutil
 import pytest
 import yaml
 
+from app.egress import parse
 from app.schemas import TaskQuery
 from app.settings import Settings
 from tests.deploy.programs import HELMS, ROOT, TOOLS, pod_of, rendered, run, tool
@@ -118,6 +119,22 @@ def test_services_policies_and_budgets_choose_pods_that_there_are(shape):
         if kind in chosen:
             wanted = chosen[kind](thing["spec"])
             assert any(wanted.items() <= labels.items() for labels in pods), f"{kind} {name}"
+
+
+def test_a_webhook_reaches_any_port_of_the_world_and_nothing_private():
+    """What app/egress.py accepts must not end at the courier's policy."""
+    assert parse("https://hooks.example.com:8443/darkroom").port == 8443
+    made = objects("production")
+    for role, ports in (("courier", None), ("web", [443])):
+        (rule,) = (
+            rule
+            for rule in made["NetworkPolicy", f"darkroom-{role}"]["spec"]["egress"]
+            if rule["to"][0].get("ipBlock", {}).get("cidr") == "0.0.0.0/0"
+        )
+        told = [port["port"] for port in rule["ports"]] if "ports" in rule else None
+        assert told == ports, role
+        private = {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"}
+        assert private <= set(rule["to"][0]["ipBlock"]["except"])
 
 
 def web():
