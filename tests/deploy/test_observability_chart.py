@@ -117,6 +117,22 @@ def test_elasticsearchs_user_copies_its_configuration_into_a_volume_that_is_root
         assert {path.name for path in there[volume].iterdir()} == {"jvm.options.d", "elasticsearch.yml"}
 
 
+def test_grafana_logs_in_to_elasticsearch_as_elasticsearch_expects():
+    path = CHART / "files/grafana/provisioning/datasources.yml"
+    (source,) = (each for each in yaml.safe_load(path.read_text())["datasources"] if each["type"] == "elasticsearch")
+    assert (source["basicAuth"], source["basicAuthUser"]) == (True, "elastic")
+    variable = source["secureJsonData"]["basicAuthPassword"].removeprefix("$")
+    made = objects("production")
+    (given,) = (
+        each for each in pod_of(made["Deployment", "grafana"])["containers"][0]["env"] if each["name"] == variable
+    )
+    server = pod_of(made["StatefulSet", "elasticsearch"])["containers"][0]["env"]
+    assert given in server
+    assert {"name": "xpack.security.enabled", "value": "true"} in server
+    # Where no lines are kept its Secret needs no password for them.
+    assert variable not in str(pod_of(objects("minikube")["Deployment", "grafana"]))
+
+
 def test_each_secret_value_has_a_key_that_the_values_tell_of():
     made = objects("production")
     assert "Secret" not in {kind for kind, _ in made}

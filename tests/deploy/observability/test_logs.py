@@ -1,6 +1,7 @@
 """Log lines of running processes against ECS' own list of fields; and the files of the shipper and the store."""
 
 import json
+import re
 import subprocess
 from urllib.parse import urlsplit
 
@@ -9,7 +10,7 @@ import yaml
 
 from tests.deploy.observability.conftest import PROMPT
 from tests.deploy.observability.files import FILES, node_packages
-from tests.stack import until
+from tests.stack import ROOT, until
 
 pytestmark = pytest.mark.deploy
 
@@ -120,6 +121,49 @@ def test_the_index_has_ecs_types_and_a_life_that_ends(ecs):
     wrong = {name: kind for name, kind in types.items() if not name.startswith("darkroom.") and ecs[name] != kind}
     assert wrong == {}
     assert "delete" in json.loads((FILES / "logs/lifecycle.json").read_text())["policy"]["phases"]
+
+
+def test_the_shippers_key_adds_lines_to_its_own_index_and_nothing_else():
+    (role,) = json.loads((FILES / "logs/filebeat-key.json").read_text())["role_descriptors"].values()
+    template = json.loads((FILES / "logs/index-template.json").read_text())
+    assert role["index"] == [{"names": template["index_patterns"], "privileges": ["create_doc", "auto_configure"]}]
+    # To ask for Elasticsearch's version, which it does at first. The policy and the template are put there by others.
+    assert role["cluster"] == ["monitor"]
+    config = yaml.safe_load((FILES / "logs/filebeat.yml").read_text())
+    assert not config["setup.template.enabled"]
+    assert not config["setup.ilm.enabled"]
+
+
+# What Elasticsearch answers, and a cluster that tells what is applied to its Secret.
+CURL = """
+case "$*" in
+  *credential/token*) echo '{"created": true, "token": {"name": "darkroom", "value": "AAEA"}}' ;;
+  *_security/api_key*) echo '{"id": "VuaC", "name": "filebeat", "api_key": "ui2l", "encoded": "VnVhQw=="}' ;;
+esac
+"""
+KUBECTL = """
+case "$*" in
+  create*)
+    for each in "${@#--from-file=}"; do [[ $each != /* ]] || echo "$(basename "$each")=$(cat "$each")"; done
+    ;;
+  *apply*) cat >"$HOME/applied" ;;
+esac
+"""
+
+
+def test_the_commands_of_the_page_make_what_kibana_and_filebeat_log_in_with(tmp_path, path):
+    [block] = re.findall(r"```console\n(.*?)```", (ROOT / "docs/observability.md").read_text(), re.DOTALL)
+    path(curl=CURL, kubectl=KUBECTL)
+    (tmp_path / "elastic-password").write_text("sesame")
+    environ = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "HOME": str(tmp_path), "NOTES": str(tmp_path / "notes")}
+    commands = re.sub(r"^\$ ", "", block, flags=re.MULTILINE) + "wait\n"
+    subprocess.run(["bash", "-euo", "pipefail", "-c", commands], cwd=ROOT, env=environ, check=True, timeout=30)
+    assert (tmp_path / "applied").read_text() == "kibana-token=AAEA\nfilebeat-api-key=VuaC:ui2l\n"
+    asked = [note for note in (tmp_path / "notes").read_text().splitlines() if note.startswith("curl")]
+    assert len(asked) == 5
+    assert all("-u elastic:sesame" in note for note in asked)
+    files = {name for note in asked for name in re.findall(r"(?:-T |@)([\w.-]+)", note)}
+    assert files == {path.name for path in (FILES / "logs").iterdir()} - {"filebeat.yml"}
 
 
 def flat_types(properties, before=""):
