@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -41,6 +42,38 @@ def test_the_files_reach_the_pods_as_they_are():
     files = [path for path in (CHART / "files").rglob("*") if path.is_file() and "prometheus/tests" not in str(path)]
     assert len(files) > 10
     assert [path for path in files if found.get(path.name) != path.read_text()] == []
+
+
+def pods(chart=CHART, **sets):
+    # Without its memory, since files change here.
+    made = rendered.__wrapped__(chart, values="values-production.yaml", **sets)
+    return {name: thing["spec"]["template"] for (_, name), thing in made.items() if "template" in thing.get("spec", {})}
+
+
+def test_another_address_restarts_nobody():
+    """Prometheus reads its targets again by itself."""
+    moved = {"prometheus__machines": '[{"targets": ["10.10.16.9:9464"], "labels": {"role": "worker"}}]'}
+    assert pods(**moved, prometheus__probes='["https://other.example.com"]') == pods()
+
+
+def test_a_new_file_restarts_only_who_reads_it(tmp_path):
+    before = pods()
+    copy = tmp_path / CHART.name
+    shutil.copytree(CHART, copy)
+    for path, reader in [
+        ("prometheus/rules/causes.yml", "prometheus"),
+        ("prometheus/prometheus.yml", "prometheus"),
+        ("alertmanager/templates/discord.tmpl", "alertmanager"),
+        ("grafana/dashboards/jobs.json", "grafana"),
+        ("traces/collector.yaml", "collector"),
+        ("logs/filebeat.yml", "filebeat"),
+    ]:
+        file = copy / "files" / path
+        text = file.read_text()
+        file.write_text(text + "\n")
+        after = pods(copy)
+        assert {name for name in before if after[name] != before[name]} == {reader}, path
+        file.write_text(text)
 
 
 def test_prometheus_finds_its_rules_targets_and_probes_where_its_configuration_says():

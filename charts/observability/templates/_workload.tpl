@@ -55,14 +55,19 @@ spec:
   template:
     metadata:
       labels: {{ $labels | nindent 8 }}
+      {{- $files := include "observability.checksum" (dict "root" .root "volumes" ($c.pod | default dict).volumes) }}
+      {{- if or $files $c.scraped }}
       annotations:
+        {{- with $files }}
         # New files are read by new pods.
-        checksum/files: {{ include (print .root.Template.BasePath "/files.yaml") .root | sha256sum }}
+        checksum/files: {{ . }}
+        {{- end }}
         {{- with $c.scraped }}
         prometheus.io/scrape: "true"
         prometheus.io/port: {{ . | quote }}
         prometheus.io/path: /metrics
         {{- end }}
+      {{- end }}
     spec:
       enableServiceLinks: false
       automountServiceAccountToken: {{ hasKey ($c.pod | default dict) "serviceAccountName" }}
