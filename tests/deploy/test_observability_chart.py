@@ -1,5 +1,6 @@
 """charts/observability: valid for Kubernetes; it mounts the files as they are, and what these name is there."""
 
+import json
 import os
 import re
 import shutil
@@ -22,6 +23,20 @@ def objects(shape, helm="helm4"):
     return rendered("observability", helm, f"values-{shape}.yaml")
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        'prometheus__gce={"project": "p"}',
+        'prometheus__gce={"project": "p", "zones": ["europe-west4"]}',
+        'prometheus__gce={"project": "p", "zones": ["europe-west4-a"], "ports": [22]}',
+        'prometheus__gce={"account": "prometheus"}',
+    ],
+)
+def test_a_wrong_value_is_refused_before_anything_is_made(wrong):
+    given = ["--set-json", wrong.replace("__", ".")]
+    assert run(tool(TOOLS / "programs/helm4"), "template", "o", CHART, *given, check=False).returncode != 0
+
+
 @pytest.mark.parametrize("helm", HELMS)
 @every_shape
 def test_helm_finds_nothing_to_complain_of(helm, shape):
@@ -37,7 +52,7 @@ def test_both_majors_of_helm_make_the_same_and_kubernetes_takes_it(shape, tmp_pa
 
 
 def test_the_files_reach_the_pods_as_they_are():
-    maps = {name: thing["data"] for (kind, name), thing in objects("production").items() if kind == "ConfigMap"}
+    maps = {name: thing["data"] for (kind, name), thing in objects("minikube").items() if kind == "ConfigMap"}
     found = {key: text for data in maps.values() for key, text in data.items()}
     files = [path for path in (CHART / "files").rglob("*") if path.is_file() and "prometheus/tests" not in str(path)]
     assert len(files) > 10
@@ -88,7 +103,8 @@ def test_prometheus_finds_its_rules_targets_and_probes_where_its_configuration_s
     ]
     for pattern in asked:
         assert any(re.fullmatch(pattern.replace("*", "[^/]+"), path) for path in placed), pattern
-    targets = objects("production")["ConfigMap", "prometheus-targets"]["data"]
+    given = {"prometheus__machines": json.dumps([{"targets": ["10.10.16.2:9464"], "labels": {"role": "worker"}}])}
+    targets = rendered("observability", **given)["ConfigMap", "prometheus-targets"]["data"]
     assert {label for each in yaml.safe_load(targets["machines.yml"]) for label in each["labels"]} == {"role"}
 
 
