@@ -1,11 +1,13 @@
-"""RabbitMQ and Redis as charts/darkroom runs them: in agreement with the application, and with the real programs."""
+"""RabbitMQ and Redis as charts/darkroom runs and watches them: as the application wants, and with the real programs."""
 
+import contextlib
 import json
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
 from kombu import Exchange
 
@@ -13,8 +15,9 @@ from app.models import load_catalogue
 from app.settings import Settings
 from app.tasks import QUARANTINE, make_celery
 from tests.backends import skip_or_fail
-from tests.deploy.programs import ROOT, pod_of, run, tool
+from tests.deploy.programs import ROOT, pod_of, rendered, run, tool
 from tests.deploy.shapes import CHART, objects
+from tests.stack import free_port, until
 
 # ---- RabbitMQ
 
@@ -173,3 +176,76 @@ def test_a_real_redis_takes_the_charts_configuration_and_the_secrets_password(tm
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="module")
+def external_redis(tmp_path_factory):
+    """Like Memorystore: a certificate without a name, a limit, and no CONFIG. Its URL and its certificate."""
+    folder, port = tmp_path_factory.mktemp("external"), free_port()
+    certificate, key = folder / "tls.crt", folder / "tls.key"
+    subject = ["-subj", "/CN=127.0.0.1", "-days", "1"]
+    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, "-keyout", key, "-out", certificate)
+    # What docs/security.md grants, and what it says that the exporter needs besides.
+    page = (ROOT / "docs/security.md").read_text()
+    rights = re.search(r"^user darkroom (.+)$", page, re.MULTILINE)[1]
+    besides = re.search(r"exporter.* `(\+\w+)`", page)[1]
+    (folder / "users.acl").write_text(f"user default off\nuser darkroom on >sesame {rights} {besides}\n")
+    options = {"port": 0, "tls-port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "maxmemory": "100mb"}
+    options |= {"tls-cert-file": certificate, "tls-key-file": key, "tls-ca-cert-file": certificate}
+    options |= {"tls-auth-clients": "no", "aclfile": folder / "users.acl"}
+    command = [tool("redis-server"), *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        # The query is redis-py's.
+        yield f"rediss://darkroom:sesame@127.0.0.1:{port}/0?ssl_check_hostname=false", certificate
+        server.terminate()
+
+
+@pytest.mark.parametrize("skips", [True, False])
+def test_a_real_exporter_tells_how_full_an_external_redis_is(external_redis, skips):
+    """With the variables of the chart. Without a look at the certificate, since it refuses one without a name."""
+    url, certificate = external_redis
+    sets = {"redis__exporter__skipTlsVerification": json.dumps(skips)}
+    made = rendered("darkroom", values="values-production.yaml", **sets)
+    (container,) = pod_of(made["Deployment", "darkroom-redis-exporter"])["containers"]
+    given = {each["name"]: each.get("value", url) for each in container["env"]}
+    if not skips:
+        (mount,) = container["volumeMounts"]
+        assert given["REDIS_EXPORTER_TLS_CA_CERT_FILE"] == f"{mount['mountPath']}/ca.crt"
+        given["REDIS_EXPORTER_TLS_CA_CERT_FILE"] = str(certificate)
+    address = f"127.0.0.1:{free_port()}"
+    given["REDIS_EXPORTER_WEB_LISTEN_ADDRESS"] = address
+    exporter = subprocess.Popen([tool("prometheus-redis-exporter")], env=given, stderr=subprocess.PIPE, text=True)
+    try:
+        told = until(lambda: numbers(address, up=skips), 20, "the exporter tells")
+    finally:
+        exporter.terminate()
+        said = exporter.communicate()[1]
+    assert "sesame" not in said
+    if skips:
+        # What RedisMemory compares: both from INFO.
+        assert float(told["redis_memory_max_bytes"]) == 100 * 2**20
+        assert float(told["redis_memory_used_bytes"]) > 0
+
+
+def numbers(address, *, up):
+    """What an exporter tells, once it has found Redis or has found that it cannot."""
+    with contextlib.suppress(requests.ConnectionError):
+        lines = requests.get(f"http://{address}/metrics", timeout=10).text.splitlines()
+        told = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return told if told.get("redis_up") == str(int(up)) else None
+    return None
+
+
+def test_the_exporter_of_an_external_redis_is_found_by_prometheus_and_reaches_redis_alone():
+    made = objects("production")
+    assert ("StatefulSet", "darkroom-redis") not in made
+    template = made["Deployment", "darkroom-redis-exporter"]["spec"]["template"]["metadata"]
+    assert template["annotations"]["prometheus.io/port"] == "9121"
+    (ways_in,) = made["NetworkPolicy", "darkroom-default"]["spec"]["ingress"]
+    assert 9121 in {port["port"] for port in ways_in["ports"]}
+    policy = made["NetworkPolicy", "darkroom-redis-exporter"]["spec"]
+    assert policy["podSelector"]["matchLabels"].items() <= template["labels"].items()
+    assert policy["egress"] == [
+        {"to": [{"ipBlock": {"cidr": "10.20.0.0/16"}}], "ports": [{"protocol": "TCP", "port": 6378}]}
+    ]
+    assert ("Deployment", "darkroom-redis-exporter") not in objects("minikube")
