@@ -22,12 +22,12 @@ def chart(**sets):
     return rendered("observability", values="values-production.yaml", **sets)
 
 
-def configuration():
-    return yaml.safe_load(chart()["ConfigMap", "prometheus"]["data"]["prometheus.yml"])
+def configuration(**sets):
+    return yaml.safe_load(chart(**sets)["ConfigMap", "prometheus"]["data"]["prometheus.yml"])
 
 
-def jobs():
-    return {job["job_name"]: job for job in configuration()["scrape_configs"]}
+def jobs(**sets):
+    return {job["job_name"]: job for job in configuration(**sets)["scrape_configs"]}
 
 
 def test_prometheus_takes_its_configuration_with_what_the_chart_adds(tmp_path):
@@ -43,6 +43,16 @@ def test_google_is_asked_for_every_port_in_every_zone_and_for_our_machines_alone
     assert {each["project"] for each in asked} == {"PROJECT"}
     label = re.search(r'labels +=.*\brole += "(.+?)"', (ROOT / "infra/modules/gpu_worker/main.tf").read_text())[1]
     assert {each["filter"] for each in asked} == {f'(labels.role = "{label}") AND (status = "RUNNING")'}
+
+
+def test_what_terraform_tells_of_the_machines_is_what_the_chart_asks_for():
+    told = re.search(r"gce = {(.*?)}", (ROOT / "infra/modules/stack/outputs.tf").read_text(), re.DOTALL)[1]
+    asked = yaml.safe_load((ROOT / "charts/observability/values.yaml").read_text())["prometheus"]
+    assert set(re.findall(r"^ +(\w+) +=", told, re.MULTILINE)) == asked["gce"].keys()
+    assert "machineNetworks" in asked
+    # Two GPUs a machine: whole numbers, as JSON has them.
+    two = jobs(prometheus__gce__ports="[9464, 9465, 9100, 9400]")["gce"]["gce_sd_configs"]
+    assert {each["port"] for each in two} == {9464, 9465, 9100, 9400}
 
 
 def test_nobody_is_asked_where_no_project_is_named():
