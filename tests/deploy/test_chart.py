@@ -133,7 +133,7 @@ def test_a_webhook_reaches_any_port_of_the_world_and_nothing_private():
         )
         told = [port["port"] for port in rule["ports"]] if "ports" in rule else None
         assert told == ports, role
-        private = {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"}
+        private = {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16"}
         assert private <= set(rule["to"][0]["ipBlock"]["except"])
 
 
