@@ -8,6 +8,9 @@ if __name__ == "__main__":
     # be lost, and the worker killed later with a job in hand. Whatever runs says itself how it stops.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
     # Not at the top: a worker's child reads this file too, and needs none of the commands.
-    from app.cli import main
+    try:
+        from app.cli import main
+    except KeyboardInterrupt:
+        os._exit(130)
 
     main()

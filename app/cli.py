@@ -78,7 +78,7 @@ def settings(output: Output) -> int:
 
 
 @main.command()
-@click.option("--prompt", default="a red circle on a blue background", show_default=True, help="The first picture.")
+@click.option("--prompt", default="a yellow star on a green background", show_default=True, help="The first picture.")
 @click.option("--once", is_flag=True, help="Stop after the first picture.")
 @told
 def up(prompt: str, once: bool) -> int:

@@ -241,8 +241,8 @@ class Internal(JobError):
 
 
 # What HTTP itself refuses, before a request is understood, by its status.
-HTTP_CODES = {403: "forbidden", 404: "not_found", 405: "method_not_allowed", 413: "content_too_large",
-              415: "unsupported_media_type"}  # fmt: skip
+HTTP_CODES = {403: "forbidden", 404: "not_found", 405: "method_not_allowed", 412: "precondition_failed",
+              413: "content_too_large", 415: "unsupported_media_type"}  # fmt: skip
 
 # Every word that the `code` of a problem document may be, and that of a task's `error`.
 REFUSAL_CODES = sorted({*HTTP_CODES.values(), RequestError.code, *(cls.code for cls in RequestError.__subclasses__())})

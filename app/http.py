@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import structlog
+import werkzeug.exceptions
 from flask import Flask, Response, g, request
 
 from app import metrics, tracing
@@ -94,12 +95,13 @@ def last_event_id() -> int | None:
 
 
 def _identify() -> None:
-    """Give the request an id: the client's own when it is a plain one."""
+    """Give the request an id, the client's own when it is a plain one; and the log the task's, if it may be one."""
     g.started = time.monotonic()
     given = request.headers.get("X-Request-ID", "")
     g.request_id = given if re.fullmatch(r"[A-Za-z0-9._-]{1,64}", given) else uuid.uuid4().hex
     structlog.contextvars.clear_contextvars()
-    named = {name: value for name, value in (request.view_args or {}).items() if name == "task_id"}
+    task_id = (request.view_args or {}).get("task_id", "")
+    named = {"task_id": task_id} if re.fullmatch("[0-9a-f-]{36}", task_id) else {}
     structlog.contextvars.bind_contextvars(request_id=g.request_id, **named)
 
 
@@ -133,6 +135,8 @@ def _parse() -> None:
             body = request.get_json()
         except RecursionError:
             raise BadRequest("The body is nested too deeply.") from None
+        except werkzeug.exceptions.BadRequest:
+            raise BadRequest("The body is no JSON.") from None
         # A text would be parsed once more.
         if not isinstance(body, dict):
             raise BadRequest("The body is no JSON object.")

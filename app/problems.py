@@ -8,7 +8,7 @@ from flask import Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
-from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
 from app import tracing
 from app.errors import HTTP_CODES, InvalidRequest, RequestError
@@ -18,6 +18,10 @@ log = structlog.get_logger("darkroom.web")
 
 RETRY_AFTER = 5
 
+# A refusal is not longer than what it refuses: so many mistakes are named, each with so much of its field's name.
+MOST_ERRORS = 20
+LONGEST_NAME = 100
+
 
 def register(app: Flask) -> None:
     """Answer every error of this app with a problem document."""
@@ -26,14 +30,13 @@ def register(app: Flask) -> None:
     # gunicorn reads a body only when it is asked for, and then finds chunks that are none.
     app.register_error_handler(ParseException, _garbled)
     app.register_error_handler(Exception, _fault)
+    app.after_request(_unmet)
 
 
 def invalid(error: ValidationError) -> Response:
     """The answer to a request that its type does not allow; the rejected values are not repeated."""
-    errors = [
-        {"field": ".".join(map(str, e["loc"])) or "body", "reason": reason(e)}
-        for e in error.errors(include_input=False, include_url=False)
-    ]
+    found = error.errors(include_input=False, include_url=False)[:MOST_ERRORS]
+    errors = [{"field": ".".join(map(str, e["loc"]))[:LONGEST_NAME] or "body", "reason": reason(e)} for e in found]
     return _refused(InvalidRequest("; ".join(f"{e['field']}: {e['reason']}" for e in errors)[:1000], errors))
 
 
@@ -55,13 +58,28 @@ def _refused(error: RequestError) -> Response:
 
 def _http(error: HTTPException) -> Response:
     status = error.code or 500
-    # The library's own words on an address tell of typing, and a program asked.
-    detail = "There is nothing here." if error.description == NotFound.description else error.description or ""
-    answer = _answer(status, _code(status), error.name, detail)
+    answer = _answer(status, _code(status), error.name, _detail(error))
     for name, value in error.get_headers():
         if name not in ("Content-Type", "Content-Length"):
             answer.headers[name] = value
     return answer
+
+
+def _detail(error: HTTPException) -> str:
+    """Where the library has words of its own, they are for people at a browser, and a program asked."""
+    if error.description == NotFound.description:
+        return "There is nothing here."
+    if error.description == RequestEntityTooLarge.description:
+        return f"The body is larger than {request.max_content_length} bytes."
+    return error.description or ""
+
+
+def _unmet(response: Response) -> Response:
+    """The library answers who asks for another version with what there is."""
+    if response.status_code != 412:
+        return response
+    response.close()
+    return _answer(412, _code(412), "Precondition Failed", "What there is now is not what the request asked for.")
 
 
 def _garbled(_: ParseException) -> Response:

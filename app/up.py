@@ -16,9 +16,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, NoReturn
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from rich.console import Console
@@ -28,13 +30,16 @@ from app import problems
 from app.callers import check_door
 from app.client import Client
 from app.errors import DarkroomError
+from app.models import load_catalogue
 from app.schemas import GenerateRequest
-from app.settings import CONFIG, load, load_client
+from app.settings import CONFIG, Settings, load, load_client
 
 ROOT = CONFIG.parent
 VAR = ROOT / "var" / "up"
 START_SECONDS = 300
 NEEDED_BYTES = 100_000_000
+# The supervisor has started all of them by then, unless something keeps it.
+SETTLE_SECONDS = 5
 
 
 class UpError(DarkroomError):
@@ -43,13 +48,11 @@ class UpError(DarkroomError):
 
 def main(prompt: str, *, once: bool) -> int:
     """Start everything, make one picture, serve until Ctrl-C unless `once`, stop everything; the exit status."""
-    # A terminal that is closed stops everything too. SIGINT is named because a shell's background jobs ignore it.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+    _on_stop(_interrupt)
     console = Console(highlight=False, soft_wrap=True)
     _check_prompt(prompt)
     try:
-        with _only_one(), _stack(_environment()) as stack:
+        with _only_one(), _stack(_environment()) as stack, _telling(console):
             _first_picture(stack, prompt, console)
             if not once:
                 _serve(stack, console)
@@ -61,18 +64,36 @@ def main(prompt: str, *, once: bool) -> int:
     return 0
 
 
+@contextmanager
+def _telling(console: Console) -> Iterator[None]:
+    """To stop takes seconds, in which nobody should wonder."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        console.print("Stopping …")
+        raise
+
+
 class Stack:
     """The running processes, and how to talk to them."""
 
-    def __init__(self, supervisor: "subprocess.Popen[bytes]", url: str) -> None:
-        self._supervisor = supervisor
+    def __init__(self, environment: Mapping[str, str], url: str) -> None:
         self.url = url
         self.client = Client(url, key=load_client().api_key.get_secret_value())
+        # A session of its own, so that Ctrl-C reaches us alone and the processes stop in their order.
+        self._supervisor = subprocess.Popen(
+            [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(CONFIG / "supervisord.conf")],
+            env=environment,
+            cwd=ROOT,
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
     def check(self) -> None:
         """Raises UpError when a process cannot be kept running."""
-        log = (VAR / "logs" / "supervisord.log").read_text() if (VAR / "logs" / "supervisord.log").exists() else ""
-        if fatal := re.search(r"gave up: (\w+) entered FATAL", log):
+        if fatal := re.search(r"gave up: (\w+) entered FATAL", _supervisors_log()):
             raise UpError(f"{fatal[1]} does not start: {_last_words(fatal[1])}")
         if self._supervisor.poll() is not None:
             raise UpError(f"the supervisor ended: see {VAR / 'logs'}")
@@ -88,9 +109,20 @@ class Stack:
 
     def stop(self) -> None:
         """Stop everything, the store last."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _on_stop(signal.SIG_IGN)
+        self._settle()
         self._supervisor.terminate()
         self._supervisor.wait()
+
+    def _settle(self) -> None:
+        """What was just forked loses a signal, until it has become its own program."""
+        until = time.monotonic() + SETTLE_SECONDS
+        while self._supervisor.poll() is None and time.monotonic() < until:
+            # The last one that is started.
+            if "spawned: 'web'" in _supervisors_log():
+                time.sleep(0.3)
+                return
+            time.sleep(0.05)
 
     def _ready(self) -> bool:
         return self.client.ready() and bool(self.client.models()[0]["available"])
@@ -110,16 +142,35 @@ def _only_one() -> Iterator[None]:
 
 def _check_leftovers() -> None:
     """An `up` that was killed leaves its processes; a second server on the same data would spoil it."""
-    for name in ("supervisord", "valkey"):
-        path = VAR / f"{name}.pid"
-        pid = path.read_text().strip() if path.exists() else ""
-        if pid and _runs(pid, name):
-            raise UpError(f"{name} still runs from an earlier start that was killed; end it with: kill {pid}")
+    supervisor = _noted("supervisord")
+    # It ends the others, in their order.
+    if left := [supervisor] if supervisor else _left():
+        raise UpError(
+            f"an earlier start was killed, and what it started still runs; end that with: kill {' '.join(left)}"
+        )
 
 
-def _runs(pid: str, name: str) -> bool:
-    told = subprocess.run(["ps", "-o", "args=", "-p", pid], capture_output=True, text=True, check=False).stdout
-    return name in told
+def _noted(name: str) -> str:
+    """The process that wrote its number down, if it still runs."""
+    path = VAR / f"{name}.pid"
+    pid = path.read_text().strip() if path.exists() else ""
+    return pid if pid and name in _ps("-o", "args=", "-p", pid) else ""
+
+
+def _left() -> list[str]:
+    """The numbers of all that was started with this folder; the store hides what it was started with."""
+    lines = _ps("axeww", "-o", "pid=,args=").splitlines()
+    told = [line.split()[0] for line in lines if f" DARKROOM_VAR={VAR} " in f"{line} "]
+    return [pid for pid in [_noted("valkey"), *told] if pid]
+
+
+def _ps(*options: str) -> str:
+    return subprocess.run(["ps", *options], capture_output=True, text=True, check=False).stdout
+
+
+def _supervisors_log() -> str:
+    path = VAR / "logs" / "supervisord.log"
+    return path.read_text() if path.exists() else ""
 
 
 def _check_prompt(prompt: str) -> None:
@@ -137,21 +188,24 @@ def _stack(environment: Mapping[str, str]) -> Iterator[Stack]:
     # Only now: the logs of a start that went wrong are there until one goes right.
     shutil.rmtree(VAR / "logs", ignore_errors=True)
     (VAR / "logs").mkdir()
-    # A session of its own, so that Ctrl-C reaches us alone and the processes stop in their order.
-    supervisor = subprocess.Popen(
-        [sys.executable, "-m", "supervisor.supervisord", "-n", "-c", str(CONFIG / "supervisord.conf")],
-        env=environment,
-        cwd=ROOT,
-        start_new_session=True,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    stack = Stack(supervisor, f"http://{host}:{port}")
-    try:
+    with ExitStack() as ended:
+        with _uninterrupted():
+            stack = Stack(environment, f"http://{host}:{port}")
+            ended.callback(stack.stop)
         yield stack
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """A stop that comes meanwhile is heeded afterwards: what was started must be known to whoever ends it."""
+    asked = list[int]()
+    _on_stop(lambda number, _: asked.append(number))
+    try:
+        yield
     finally:
-        stack.stop()
+        _on_stop(_interrupt)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def _environment() -> dict[str, str]:
@@ -173,9 +227,21 @@ def _environment() -> dict[str, str]:
         "DARKROOM_VAR": str(VAR),
     }
     os.environ.update({**defaults, **given})
-    # All mistakes together and at once, and not one by one in the processes' logs.
-    check_door(load())
+    _check(load())
     return dict(os.environ)
+
+
+def _check(settings: Settings) -> None:
+    """All mistakes together and at once, and not one by one in the processes' logs."""
+    check_door(settings)
+    load_catalogue(settings.models_file, settings.default_model_version)
+    place = urlsplit(settings.storage_url)
+    if place.scheme == "file":
+        try:
+            Path(place.path).mkdir(parents=True, exist_ok=True)
+            TemporaryFile(dir=place.path).close()
+        except OSError as error:
+            raise UpError(f"STORAGE_URL: {place.path} cannot be written: {error.strerror}") from None
 
 
 def _valkey() -> dict[str, str]:
@@ -236,6 +302,12 @@ def _disk_full() -> str:
     return f"the disk is full: {VAR} needs at least {NEEDED_BYTES // 1_000_000} MB free."
 
 
+def _on_stop(handler: Any) -> None:
+    """For Ctrl-C, a stop, and a terminal that is closed. Named, because a shell's background jobs ignore Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, handler)
+
+
 def _interrupt(*_: Any) -> NoReturn:
     raise KeyboardInterrupt
 
@@ -273,13 +345,16 @@ def _follow(stack: Stack, prompt: str, console: Console) -> dict[str, Any]:
 
 _NEXT = """
 Darkroom is serving: open {url} in a browser ({url}/docs is the reference), or in another terminal, here:
-  .venv/bin/python -m app generate "a yellow star on a green background"
-  curl -s {url}/generate -H 'Content-Type: application/json' -d '{{"prompt": "a yellow star on a green background"}}'
+  {where}.venv/bin/python -m app generate "a yellow star on a green background"
+  curl -s {url}/generate {key}-H 'Content-Type: application/json' -d '{{"prompt": "a red heart on a white background"}}'
 Logs are in {logs}. Ctrl-C stops everything."""
 
 
 def _serve(stack: Stack, console: Console) -> None:
-    console.print(_NEXT.format(url=stack.url, logs=VAR / "logs"), markup=False)
+    where = "" if stack.url == "http://127.0.0.1:8000" else f"DARKROOM_URL={stack.url} "
+    # Whoever reads this has one, else there would be no first picture.
+    key = '-H "Authorization: Bearer $DARKROOM_API_KEY" ' if os.environ.get("API_KEYS_FILE") else ""
+    console.print(_NEXT.format(url=stack.url, where=where, key=key, logs=VAR / "logs"), markup=False)
     while True:
         stack.check()
         time.sleep(1)

@@ -65,8 +65,9 @@ def create_app(services: Services) -> OpenAPI:
     if hops := services.settings.trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0)  # type: ignore[method-assign]
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    problems.register(app)
     http.register(app, services.callers)
+    # Last, so that it sees an answer first.
+    problems.register(app)
     desk = Desk(services)
     _orders(app, desk)
     _tickets(app, desk)

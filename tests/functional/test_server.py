@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import requests
 from PIL import Image
@@ -15,6 +16,9 @@ from PIL import Image
 from tests.stack import ROOT, free_port, until
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(240)]
+
+
+KILLED = r"darkroom: an earlier start was killed, and what it started still runs; end that with: kill ([\d ]+)\n"
 
 
 @pytest.fixture
@@ -140,16 +144,68 @@ def test_what_a_killed_start_left_running_is_named(place):
     first.communicate(timeout=60)
     second = up(place, "--once", WEB_BIND=f"127.0.0.1:{free_port()}")
     said, _ = second.communicate(timeout=60)
-    pid = re.fullmatch(
-        r"darkroom: supervisord still runs from an earlier start that was killed; .*: kill (\d+)\n", said
-    )[1]
+    pid = re.fullmatch(KILLED, said)[1]
+    assert "supervisord" in Path(f"/proc/{pid}/cmdline").read_text()
     subprocess.run(["kill", pid], check=True)
     until(lambda: leftovers(place) == [], 60, "nothing is left")
 
 
+def test_all_that_is_left_is_named_when_the_supervisor_was_killed_too(place):
+    first = up(place, WEB_BIND=f"127.0.0.1:{free_port()}")
+    until((place / "var/up/logs/web.log").exists, 60, "it starts")
+    supervisor = int((place / "var/up/supervisord.pid").read_text())
+    begun = {child.pid for child in psutil.Process(supervisor).children()}
+    for pid in (first.pid, supervisor):
+        os.kill(pid, signal.SIGKILL)
+    first.communicate(timeout=60)
+    second = up(place, "--once", WEB_BIND=f"127.0.0.1:{free_port()}")
+    said, _ = second.communicate(timeout=60)
+    named = re.fullmatch(KILLED, said)[1].split()
+    assert begun <= {int(pid) for pid in named}
+    subprocess.run(["kill", *named], check=False)
+    until(lambda: not any(psutil.pid_exists(pid) for pid in begun), 60, "nothing is left")
+
+
+# Python that is told to stop as soon as it has started the supervisor.
+STOPPED_AT_ONCE = """
+import os, signal, subprocess, sys
+class Stopped(subprocess.Popen):
+    def __init__(self, command, *args, **options):
+        super().__init__(command, *args, **options)
+        if "supervisor.supervisord" in command:
+            os.kill(os.getpid(), signal.SIGINT)
+subprocess.Popen = Stopped
+from app.cli import main
+main(["up"])
+"""
+
+
+def test_a_stop_in_the_moment_of_the_start_leaves_nothing_running(place):
+    environ = {**os.environ, "WEB_BIND": f"127.0.0.1:{free_port()}", "PYTHONPATH": str(place)}
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_AT_ONCE],
+        cwd=place,
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "Stopped.\n")
+    log = (place / "var/up/logs/supervisord.log").read_text()
+    assert "killing" not in log, "each of them heard of it"
+    assert leftovers(place) == []
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "told"),
-    [("LEASE", "abc", "LEASE:"), ("WEB_BIND", "127.0.0.1:99999", "WEB_BIND:"), ("WEB_BIND", "foo", "WEB_BIND:")],
+    [
+        ("LEASE", "abc", "LEASE:"),
+        ("WEB_BIND", "127.0.0.1:99999", "WEB_BIND:"),
+        ("WEB_BIND", "foo", "WEB_BIND:"),
+        ("STORAGE_URL", "file:///proc/pictures", "STORAGE_URL: /proc/pictures cannot be written"),
+        ("MODELS_FILE", "nowhere.yaml", "nowhere.yaml"),
+    ],
 )
 def test_a_wrong_setting_is_told_at_once(place, setting, value, told):
     server = up(place, "--once", **{"WEB_BIND": f"127.0.0.1:{free_port()}", setting: value})

@@ -41,3 +41,12 @@ def test_a_signed_url_whose_picture_is_gone_is_not_found(client, services):
 def test_a_forged_url_is_refused(client, token):
     assert_problem(client.get(f"/files/{token}/x.png"), 403, "forbidden")
     assert_problem(client.put(f"/files/{token}/x.png", data=b""), 403, "forbidden")
+
+
+def test_a_picture_that_is_not_the_one_asked_for_is_a_problem_and_no_picture(client, services):
+    services.storage.put("output/one.png", b"picture", "image/png")
+    path = local(services.storage.download_url("output/one.png", 60))
+    answer = client.get(path, headers={"If-Match": '"another"'})
+    assert_problem(answer, 412, "precondition_failed")
+    assert answer.headers["X-Request-ID"]
+    answer.close()

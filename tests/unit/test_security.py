@@ -4,13 +4,15 @@ import contextlib
 import hmac
 import re
 import subprocess
+import uuid
 from pathlib import Path
 
 import pytest
+import structlog
 
 from app.errors import Unauthorized
 from app.http import INERT
-from tests.answers import finished, local, queued, upload
+from tests.answers import assert_problem, finished, local, queued, upload
 from tests.things import picture
 
 ROOT = Path(__file__).parents[2]
@@ -173,3 +175,18 @@ def stored(services):
     if services.storage.size("output/x.png") is None:
         services.storage.put("output/x.png", picture(), "image/png")
     return "output/x.png"
+
+
+def test_a_refusal_is_not_longer_than_what_it_refuses(client):
+    answer = client.post("/generate", json={"prompt": "a", **{f"{number:0200}": 1 for number in range(200)}})
+    errors = assert_problem(answer, 422, "invalid_request")["errors"]
+    assert len(errors) == 20
+    assert len(answer.data) < 10_000
+
+
+def test_an_address_that_is_no_ones_puts_nothing_into_the_log(client):
+    task_id = str(uuid.uuid4())
+    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as lines:
+        client.get("/tasks/%1b[2J%1b[31mred")
+        client.get(f"/tasks/{task_id}")
+    assert [line.get("task_id") for line in lines if line["event"] == "request"] == [None, task_id]

@@ -85,6 +85,7 @@ def test_start_is_refused_before_the_put_and_does_nothing_the_second_time(client
 def test_what_is_no_json_is_a_bad_request(client, body):
     answer = client.post("/generate", data=body.encode("latin-1"), content_type="application/json")
     assert_problem(answer, 400, "invalid_request")
+    assert answer.json["detail"].startswith("The body is ")
 
 
 @pytest.mark.parametrize("body", ["[]", "null", "7", '"text"', json.dumps('{"prompt": "a"}'), '"\\ud800"'])
@@ -127,6 +128,7 @@ def test_a_body_of_another_type_is_refused(client):
 def test_a_body_that_is_too_large_is_refused(client):
     answer = client.post("/generate", data=b" " * 70_000, content_type="application/json")
     assert_problem(answer, 413, "content_too_large")
+    assert answer.json["detail"] == "The body is larger than 65536 bytes."
 
 
 def test_a_broker_that_is_away_is_told_and_nothing_is_left_behind(services):
