@@ -77,7 +77,8 @@ class Runner:
             while isinstance(first, Held) and self._goes_on(began) and self._another(own):
                 continue
         outcome = first.outcome if isinstance(first, Held) else first
-        for error in (outcome, self._own_error(own) if task_id != own.task_id else ""):
+        is_own = isinstance(first, Held) and task_id == own.task_id
+        for error in (outcome, "" if is_own else self._own_error(own)):
             if isinstance(error, JobError):
                 raise error
         return {"task_id": task_id, "verdict": outcome}

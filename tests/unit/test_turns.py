@@ -111,16 +111,17 @@ def test_two_workers_share_a_line_and_no_job_is_made_twice(services, queue):
     assert sum(each.made for each in painters) == 12
 
 
-def test_a_job_that_failed_in_anothers_turn_fails_its_own_message_too(services, queue):
+@pytest.mark.parametrize("another_waits", [True, False])
+def test_a_job_that_failed_in_anothers_turn_fails_its_own_message_too(services, queue, another_waits):
     [first], [bad], [last] = queue(1), queue(1, input_url=services.storage.url_of("input/none")), queue(1)
     one = worker(services)
     assert one.run(first.message())["verdict"] == "succeeded"
     assert phases(services, [first, bad, last]) == [Phase.DONE] * 3
-    services.jobs.create(waits := job())
+    waiting = queue(int(another_waits))
     with pytest.raises(InputInvalid.__base__, match="not there") as told:
         one.run(bad.message())
     assert told.value.document() == services.jobs.get(bad.task_id).error
-    assert phases(services, [waits]) == [Phase.DONE]
+    assert phases(services, waiting) == [Phase.DONE] * len(waiting)
 
 
 def test_a_canceled_or_overdue_job_in_the_line_does_not_end_the_turn(services, queue):
