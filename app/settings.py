@@ -113,7 +113,9 @@ class Settings(BaseSettings):
     worker_grace: int = Field(
         20, ge=1, description="On SIGTERM a running job may still take this long, else it is handed back."
     )
-    device: str = Field("auto", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`.")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."
+    )
     torch_threads: int = Field(
         0, ge=0, description="CPU threads of the model; they change a picture's bytes. 0: one per core."
     )
@@ -271,6 +273,9 @@ def load(**instead: Any) -> Settings:
 def _describe(error: "object") -> str:
     name = ".".join(str(part) for part in error["loc"]).upper()  # type: ignore[index]
     message = str(error["msg"]).removeprefix("Value error, ")  # type: ignore[index]
+    if error["type"] == "string_pattern_mismatch":  # type: ignore[index]
+        # A pattern says little to people.
+        message = f"not of the form that config/README.md gives: {Settings.model_fields[name.lower()].description}"
     return f"{name}: {message}" if name else message
 
 

@@ -202,7 +202,8 @@ def test_a_stop_in_the_moment_of_the_start_leaves_nothing_running(place):
     [
         ("LEASE", "abc", "LEASE:"),
         ("WEB_BIND", "127.0.0.1:99999", "WEB_BIND:"),
-        ("WEB_BIND", "foo", "WEB_BIND:"),
+        ("WEB_BIND", "foo", "WEB_BIND: not of the form that config/README.md gives: Where the web tier listens"),
+        ("DEVICE", "gpu", "DEVICE:"),
         ("STORAGE_URL", "file:///proc/pictures", "STORAGE_URL: /proc/pictures cannot be written"),
         ("MODELS_FILE", "nowhere.yaml", "nowhere.yaml"),
     ],
