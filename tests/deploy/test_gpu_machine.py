@@ -23,8 +23,12 @@ host=${1#*@}; shift; command=$*
 GCLOUD = (
     """
 case $* in
-  *list-instances*) printf '%s/europe-west4-a\\n' gpu-1 gpu-2 $(cat "$MACHINES/made" 2>/dev/null); exit ;;
-  *all-instances-config*) [[ ! -e $MACHINES/gpu-3 ]] || echo gpu-3 >"$MACHINES/made"; exit ;;
+  *list-instances*)
+    [[ ! -e $MACHINES/told || ! -e $MACHINES/unlisted ]] || exit 1
+    printf '%s/europe-west4-a\\n' gpu-1 gpu-2 $(cat "$MACHINES/made" 2>/dev/null)
+    exit
+    ;;
+  *all-instances-config*) touch "$MACHINES/told"; [[ ! -e $MACHINES/gpu-3 ]] || echo gpu-3 >"$MACHINES/made"; exit ;;
   *wait-until*) exit ;;
   *print-access-token*) echo a-token; exit ;;
 esac
@@ -134,6 +138,15 @@ def test_a_machine_that_the_group_makes_during_a_deployment_gets_its_version_and
     (tmp_path / "machines/gpu-3/previous").unlink()
     deploy("--previous", **GROUP)
     assert set(versions().values()) == {"1.0.0-good"}
+
+
+def test_a_deployment_that_cannot_see_what_was_made_meanwhile_says_so(machines, deploy, path, tmp_path):
+    machines("gpu-1", "gpu-2")
+    path(gcloud=GCLOUD)
+    (tmp_path / "machines/unlisted").touch()
+    done = deploy("2.0.0-new", **GROUP, check=False)
+    assert done.returncode == 1
+    assert "nobody tells which machines darkroom-worker made meanwhile" in done.stderr
 
 
 def test_an_image_of_artifact_registry_is_pulled_as_the_machines_own_account(machines, deploy, path, tmp_path):
