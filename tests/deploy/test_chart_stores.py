@@ -14,7 +14,7 @@ from kombu import Exchange
 from app.models import load_catalogue
 from app.settings import Settings
 from app.tasks import QUARANTINE, make_celery
-from tests.backends import skip_or_fail
+from tests.backends import signed_by_itself, skip_or_fail
 from tests.deploy.programs import ROOT, pod_of, rendered, run, tool
 from tests.deploy.shapes import CHART, objects
 from tests.stack import free_port, until
@@ -181,17 +181,15 @@ def test_a_real_redis_takes_the_charts_configuration_and_the_secrets_password(tm
 @pytest.fixture(scope="module")
 def external_redis(tmp_path_factory):
     """Like Memorystore: a certificate without a name, a limit, and no CONFIG. Its URL and its certificate."""
-    folder, port = tmp_path_factory.mktemp("external"), free_port()
-    certificate, key = folder / "tls.crt", folder / "tls.key"
-    subject = ["-subj", "/CN=127.0.0.1", "-days", "1"]
-    run("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *subject, "-keyout", key, "-out", certificate)
+    folder, port = signed_by_itself(tmp_path_factory.mktemp("external"), "127.0.0.1"), free_port()
+    certificate = folder / "tls.crt"
     # What docs/security.md grants, and what it says that the exporter needs besides.
     page = (ROOT / "docs/security.md").read_text()
     rights = re.search(r"^user darkroom (.+)$", page, re.MULTILINE)[1]
     besides = re.search(r"exporter.* `(\+\w+)`", page)[1]
     (folder / "users.acl").write_text(f"user default off\nuser darkroom on >sesame {rights} {besides}\n")
     options = {"port": 0, "tls-port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "maxmemory": "100mb"}
-    options |= {"tls-cert-file": certificate, "tls-key-file": key, "tls-ca-cert-file": certificate}
+    options |= {"tls-cert-file": certificate, "tls-key-file": folder / "tls.key", "tls-ca-cert-file": certificate}
     options |= {"tls-auth-clients": "no", "aclfile": folder / "users.acl"}
     command = [tool("redis-server"), *(str(word) for name, value in options.items() for word in (f"--{name}", value))]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:

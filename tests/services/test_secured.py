@@ -21,7 +21,7 @@ from app.models import load_catalogue
 from app.services import make_redis
 from app.settings import Settings
 from app.tasks import make_celery
-from tests.backends import GIVEN, TLS, skip_or_fail, virtual_host
+from tests.backends import GIVEN, TLS, signed_by_itself, skip_or_fail, virtual_host
 from tests.stack import ROOT, Stack, free_port, until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -99,10 +99,7 @@ def broker(settings):
 @pytest.fixture
 def stranger(tmp_path):
     """A certificate of the same name that nobody here vouches for."""
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    files = ["-keyout", tmp_path / "tls.key", "-out", tmp_path / "tls.crt"]
-    subprocess.run([*command, "-subj", "/CN=localhost", *files], check=True, capture_output=True)
-    return tmp_path / "tls.crt"
+    return signed_by_itself(tmp_path, "localhost") / "tls.crt"
 
 
 def test_servers_that_ca_file_does_not_vouch_for_are_refused(told, certificate, stranger):

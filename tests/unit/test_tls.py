@@ -2,7 +2,6 @@
 
 import socket
 import ssl
-import subprocess
 import threading
 from contextlib import contextmanager
 
@@ -14,28 +13,22 @@ from app.models import load_catalogue
 from app.services import make_redis
 from app.settings import Settings
 from app.tasks import make_celery
+from tests.backends import signed_by_itself
 
 KEY = "0123456789abcdef0123456789abcdef"
-
-
-def signed_by_itself(folder, *named):
-    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    files = ["-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt"]
-    subprocess.run([*made, *named, *files], check=True, capture_output=True)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory):
     """For `localhost` and no other name, and its own authority."""
     folder = tmp_path_factory.mktemp("tls")
-    return signed_by_itself(folder, "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost")
+    return signed_by_itself(folder, "localhost", "-addext", "subjectAltName=DNS:localhost")
 
 
 @pytest.fixture(scope="module")
 def nameless(tmp_path_factory):
     """As Memorystore's is said to be: the address is its common name, which no client takes for a name."""
-    return signed_by_itself(tmp_path_factory.mktemp("nameless"), "-subj", "/CN=127.0.0.1")
+    return signed_by_itself(tmp_path_factory.mktemp("nameless"), "127.0.0.1")
 
 
 @contextmanager
