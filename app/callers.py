@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import structlog
 import yaml
-from limits import parse
+from limits import parse, parse_many
 from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
@@ -41,7 +41,9 @@ class Caller(BaseModel):
     @classmethod
     def _is_a_rate(cls, rate: str) -> str:
         try:
-            fault = "must be above 0" if rate and parse(rate).amount < 1 else ""
+            rates = parse_many(rate) if rate else []
+            fault = "must be above 0" if any(each.amount < 1 for each in rates) else ""
+            fault = "must be one rate alone" if len(rates) > 1 else fault
         except ValueError:
             fault = "must be written like 10/second, 100/minute or 1000/day; empty for none"
         if fault:

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -150,7 +151,7 @@ def rerun(client: Client, output: Output, task_id: str) -> int:
 def list_tasks(client: Client, output: Output, limit: int, **filters: str | None) -> int:
     """List your tasks, newest first."""
     found = client.tasks(limit=min(limit, 100), **filters)
-    tasks = [task for task, _ in zip(found, range(limit), strict=False)]
+    tasks = list(islice(found, limit))
     rows = [[t["task_id"], t["created_at"], _word(t), t["model_version"], str(t["seed"])] for t in tasks]
     output.table({"tasks": tasks}, ["task", "made", "status", "model", "seed"], rows)
     return DONE

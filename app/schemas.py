@@ -38,17 +38,22 @@ class GenerateRequest(_Strict):
         Text, Field(min_length=1, description="What the picture shows; not blank."), AfterValidator(_not_blank)
     ]
     negative_prompt: Annotated[Text, Field(description="What the picture must not show.")] = ""
-    model_version: Annotated[str | None, Field(max_length=100, description="One of GET /models.")] = None
+    model_version: Annotated[str | None, Field(min_length=1, max_length=100, description="One of GET /models.")] = None
     input_image: Annotated[bool, Field(description="Ask for an `upload_url` to PUT an input picture to.")] = False
     input_url: Annotated[
         str | None,
-        Field(max_length=1000, description="A picture that is here already, by the `input_url` of a task's image."),
+        Field(
+            min_length=1,
+            max_length=1000,
+            description="A picture that is here already, by the `input_url` of a task's image.",
+        ),
     ] = None
     mask_image: Annotated[
         bool, Field(description="Ask for a `mask_upload_url` too: white is painted anew, black is kept.")
     ] = False
     mask_url: Annotated[
-        str | None, Field(max_length=1000, description="A mask that is already in this deployment's own bucket.")
+        str | None,
+        Field(min_length=1, max_length=1000, description="A mask that is already in this deployment's own bucket."),
     ] = None
     strength: Annotated[float | None, Field(gt=0, le=1, description="How far to leave the input picture.")] = None
     width: Annotated[int | None, Field(ge=8, le=16384, description="Pixels.")] = None

@@ -59,7 +59,8 @@ def test_a_seed_is_drawn_from_all_there_are():
      ("num_inference_steps", 0), ("num_inference_steps", 1001), ("guidance_scale", -0.1),
      ("guidance_scale", float("nan")), ("guidance_scale", float("inf")), ("seed", -1), ("seed", 2**32),
      ("seed", 10**400), ("num_images", 0), ("num_images", None), ("output_format", "gif"), ("deadline_seconds", 0),
-     ("deadline_seconds", 604_801), ("client_ref", "x" * 201), ("input_url", "x" * 1001), ("widht", 64)],
+     ("deadline_seconds", 604_801), ("client_ref", "x" * 201), ("input_url", "x" * 1001), ("widht", 64),
+     ("model_version", ""), ("input_url", ""), ("mask_url", "")],
 )  # fmt: skip
 def test_a_value_that_is_not_allowed_is_refused(field, value):
     with pytest.raises(ValidationError) as error:
