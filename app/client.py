@@ -11,7 +11,7 @@ Documents are dictionaries as /openapi.json describes them.
 import json
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,10 +153,15 @@ class Client:
         A stream that breaks is opened again, for at most `patience` seconds without a word from the service.
         """
         last, until = "", time.monotonic() + patience
+
+        def hear() -> None:
+            nonlocal until
+            until = time.monotonic() + patience
+
         while True:
             try:
-                for event in self._stream(task_id, last):
-                    last, until = event.id, time.monotonic() + patience
+                for event in self._stream(task_id, last, hear):
+                    last = event.id
                     yield event
                     if event.is_last:
                         return
@@ -230,14 +235,17 @@ class Client:
             except ApiError as error:
                 self._pause(error, until)
 
-    def _stream(self, task_id: str, last: str) -> Iterator[Event]:
-        """The events of one connection; always ends with an ApiError or its reader's going."""
+    def _stream(self, task_id: str, last: str, hear: Callable[[], None]) -> Iterator[Event]:
+        """The events of one connection; always ends with an ApiError or its reader's going.
+
+        `hear` is called at each piece: also one that is no event says that the service is there.
+        """
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last} if last else {})}
         silence = (self._timeout, SILENCE)
         response = self._call("GET", f"/tasks/{_part(task_id)}/events", headers=headers, timeout=silence, stream=True)
         with closing(response):
             try:
-                yield from _events(_lines(response))
+                yield from _events(_lines(response, hear))
             except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
                 raise self._silent(error) from error
         raise ApiError(f"{self._url} ended the events of {task_id} before its end.")
@@ -315,10 +323,11 @@ def _part(task_id: str) -> str:
     return quote(task_id, safe="")
 
 
-def _lines(response: requests.Response) -> Iterator[str]:
+def _lines(response: requests.Response, hear: Callable[[], None]) -> Iterator[str]:
     """The lines of a body as they come, however it is cut into pieces."""
     rest = b""
     while piece := response.raw.read1(1 << 16, decode_content=True):
+        hear()
         *lines, rest = (rest + piece).split(b"\n")
         yield from (line.decode().removesuffix("\r") for line in lines)
 

@@ -300,6 +300,23 @@ def test_a_service_that_restarts_is_waited_for(server, client, monkeypatch):
     assert [e.data for e in client.events("t")] == [DONE]
 
 
+def test_patience_begins_when_a_quiet_stream_breaks_not_when_it_was_opened(server, client, monkeypatch):
+    monkeypatch.setattr("app.client.PAUSE", 0.01)
+    told = threading.Event()
+    monkeypatch.setattr("app.client.time.monotonic", lambda: 1000 if told.is_set() else 0)
+
+    def quiet(handler):
+        streams(event("status", PENDING), ends=False)(handler)
+        assert told.wait(10)
+        handler.wfile.write(b"9\r\n: alive\n\n\r\n")
+
+    server.answers += [quiet, says({}, 503), streams(event("status", DONE))]
+    events = client.events("t", patience=60)
+    assert next(events).data == PENDING
+    told.set()
+    assert next(events).data == DONE
+
+
 def test_patience_has_an_end(server, client, monkeypatch):
     monkeypatch.setattr("app.client.PAUSE", 0.01)
     server.answers += [says({"detail": "Away."}, 503)] * 1000
