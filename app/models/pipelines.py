@@ -125,7 +125,8 @@ class DiffusersModel:
         They differ from those that `generate` makes in the last bit of few pixels: sums are done in another order.
         """
         pipeline, negatives = self._pipelines["txt2img"], [job.negative_prompt for job in jobs]
-        each = [_Steps(job, 0, told, self._viewfinder) for job, told in zip(jobs, on_steps, strict=True)]
+        watched = enumerate(zip(jobs, on_steps, strict=True))
+        each = [_Steps(job, 0, told, self._viewfinder, place) for place, (job, told) in watched]
         result = self._call(
             pipeline,
             jobs[0],
@@ -252,11 +253,12 @@ _UNSAID = {"skip_prk_steps": True, "clip_sample": False}
 class _Steps:
     """What a pipeline calls after each step of one picture; it tells how far the whole job is."""
 
-    def __init__(self, params: Params, index: int, on_step: OnStep, viewfinder: Viewfinder) -> None:
+    def __init__(self, params: Params, index: int, on_step: OnStep, viewfinder: Viewfinder, place: int = 0) -> None:
         self._params = params
         self._index = index
         self._on_step = on_step
         self._viewfinder = viewfinder
+        self._place = place
         self._told = 0
         self._latents: torch.Tensor | None = None
 
@@ -282,7 +284,8 @@ class _Steps:
         before, self._latents = self._latents, latents
         if latents is None or not self._viewfinder.can_see:
             return None
-        return partial(self._viewfinder.look, pipeline, latents, before, (self._params.width, self._params.height))
+        size = (self._params.width, self._params.height)
+        return partial(self._viewfinder.look, pipeline, latents, before, size, self._place)
 
     def _steps(self, pipeline: Any) -> int:
         """Steps of one picture: fewer than were asked for where an input picture is left only in part."""

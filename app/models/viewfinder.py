@@ -37,10 +37,13 @@ class Viewfinder:
 
     @torch.inference_mode()
     def look(
-        self, pipeline: Any, latents: torch.Tensor, before: torch.Tensor | None, size: tuple[int, int]
+        self, pipeline: Any, latents: torch.Tensor, before: torch.Tensor | None, size: tuple[int, int], place: int = 0
     ) -> Image.Image:
-        """The picture so far, of `size` (width, height) or smaller; `before` is how the latents were a step earlier."""
-        clean = _unpacked(pipeline, _without_noise(pipeline.scheduler, latents, before), size)
+        """The picture so far, of `size` (width, height) or smaller; `before` is how the latents were a step earlier.
+
+        `latents` are one picture's; `place` is where that stands among those that the pipeline makes at once.
+        """
+        clean = _unpacked(pipeline, _without_noise(pipeline.scheduler, latents, before, place), size)
         if self._map is None:
             pixels = pipeline.vae.decode(_unscaled(pipeline.vae, clean)).sample[0]
         else:
@@ -58,11 +61,12 @@ def _unpacked(pipeline: Any, latents: torch.Tensor, size: tuple[int, int]) -> to
     return unpacked
 
 
-def _without_noise(scheduler: Any, latents: torch.Tensor, before: torch.Tensor | None) -> torch.Tensor:
+def _without_noise(scheduler: Any, latents: torch.Tensor, before: torch.Tensor | None, place: int) -> torch.Tensor:
     """What the model takes the picture for at this step, as far as its scheduler lets that be known."""
     index = getattr(scheduler, "step_index", None)
     if expected := _kept(scheduler):
-        return expected[-1]
+        # All pictures are in there, other callers' too.
+        return expected[-1][place : place + 1]
     if index is None or index >= len(scheduler.timesteps):
         return latents
     if isinstance(scheduler, _STRAIGHT) and before is not None:

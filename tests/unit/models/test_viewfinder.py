@@ -56,6 +56,17 @@ def test_a_tiny_autoencoder_shows_the_picture_as_it_comes(on_cpu, scheduler):
     assert distances[-1] < distances[1] < 90
 
 
+@pytest.mark.parametrize("scheduler", SCHEDULERS)
+def test_of_jobs_that_are_made_together_each_sees_its_own_picture(on_cpu, scheduler):
+    model = load(ROOT / "app/models/tiny_scenes/weights", on_cpu, schedulers=SCHEDULERS)
+    prompts = ["a large yellow star on a purple background", "a small green tree on a white background"]
+    jobs = [params(prompt=prompt, num_inference_steps=4, scheduler=scheduler) for prompt in prompts]
+    seen = [[], []]
+    images = model.together(jobs, [lambda _, __, look=None, own=own: look and own.append(look()) for own in seen])
+    for image, looks in zip(images, seen, strict=True):
+        assert difference(image, looks[-1]) < 2
+
+
 def test_a_model_whose_latents_are_no_picture_has_no_previews_and_works():
     assert not Viewfinder(SimpleNamespace(vae=None, vae_scale_factor=8)).can_see
     assert not Viewfinder(SimpleNamespace()).can_see
