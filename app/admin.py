@@ -106,7 +106,7 @@ def _requeue(entry: Entry, services: Services) -> str | None:
         return None
     # Its caller's task again, whatever else that caller has open by now.
     owner = Caller.model_construct(name=entry.job.caller, sha256="", open_tasks=0)
-    return Intake(services).rerun(entry.job, owner).task_id
+    return Intake(services).rerun(entry.job, owner).job.task_id
 
 
 def _document(entry: Entry) -> QuarantineEntry:

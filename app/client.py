@@ -92,8 +92,8 @@ class Client:
 
         The same request with the same `idempotency_key` is one task, however often it is sent.
         """
-        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self._json("POST", "/generate", json={"prompt": prompt, **parameters}, headers=headers)
+        wishes = {"prompt": prompt, **parameters}
+        return self._json("POST", "/generate", json=wishes, headers=_named(idempotency_key))
 
     def bring(
         self, ticket: dict[str, Any], input_image: bytes | None = None, mask_image: bytes | None = None
@@ -123,9 +123,9 @@ class Client:
         """End a queued task at once, a running one at its next step; the task document as it is then."""
         return self._json("POST", f"/tasks/{_part(task_id)}/cancel")
 
-    def rerun(self, task_id: str) -> dict[str, Any]:
-        """The same parameters and seed once more; the new task's document."""
-        return self._json("POST", f"/tasks/{_part(task_id)}/rerun")
+    def rerun(self, task_id: str, idempotency_key: str = "") -> dict[str, Any]:
+        """The same parameters and seed once more; the new task's document. The key is as with `submit`."""
+        return self._json("POST", f"/tasks/{_part(task_id)}/rerun", headers=_named(idempotency_key))
 
     def delete(self, task_id: str) -> None:
         """Remove a finished task and its pictures."""
@@ -330,6 +330,10 @@ def _lines(response: requests.Response, hear: Callable[[], None]) -> Iterator[st
         hear()
         *lines, rest = (rest + piece).split(b"\n")
         yield from (line.decode().removesuffix("\r") for line in lines)
+
+
+def _named(idempotency_key: str) -> dict[str, str]:
+    return {"Idempotency-Key": idempotency_key} if idempotency_key else {}
 
 
 def _events(lines: Iterator[str]) -> Iterator[Event]:

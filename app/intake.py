@@ -3,6 +3,7 @@
 import hashlib
 import math
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,35 +74,29 @@ class Intake:
         `key` is the client's idempotency key: the same key and request again are the same job.
         Raises RequestError; then nothing was accepted.
         """
-        terms = self._terms(request, caller, key)
+        terms = self._terms(request.model_dump_json(exclude_defaults=True), caller, key)
+        return self._accept(terms, lambda: self._prepare(request, caller))
+
+    def rerun(self, job: Job, caller: Caller, key: str = "") -> Submission:
+        """The same job once more, as a new one; `key` and what is raised as with `submit`."""
+        return self._accept(self._terms(f"rerun:{job.task_id}", caller, key), lambda: self._again(job, caller))
+
+    def _accept(self, terms: Terms, prepare: Callable[[], Job]) -> Submission:
         # First of all: what was accepted once stays so, whatever would be said of the request today.
         if earlier := self._services.jobs.earlier(terms):
             return self._replay(earlier)
-        job = self._prepare(request, caller)
+        job = prepare()
         notice = self._look_for_workers(job)
         accepted = self._services.jobs.create(job, terms)
         if accepted.verdict in ("replay", "reused"):
             return self._replay(accepted)
-        self._check_verdict(accepted.verdict, job, caller)
+        self._check_verdict(accepted.verdict, job, terms)
         if job.phase is Phase.QUEUED:
             self._publish_or_undo(job)
         _note(job)
         # Without it the record was made by the same request, whose first answer was lost on its way.
         recorded = accepted.job or self._services.jobs.get(job.task_id)
         return Submission(recorded, notice=notice, standing=accepted.standing)
-
-    def rerun(self, job: Job, caller: Caller) -> Job:
-        """The same job once more, as a new one; raises RequestError."""
-        self._look_for_workers(job)
-        same = job.params.model_copy(update={"seed_drawn": False})
-        # Where its model is served now.
-        queue = self._services.catalogue.get(same.model_version).queue
-        again = self._job(same, queue, caller, job.deadline_seconds, rerun_of=job.task_id, **_webhook(job))
-        accepted = self._services.jobs.create(again, self._terms(None, caller, ""))
-        self._check_verdict(accepted.verdict, again, caller)
-        self._publish_or_undo(again)
-        _note(again)
-        return self._services.jobs.get(again.task_id)
 
     def upload(self, job: Job) -> SignedUpload | None:
         """How the client brings the input picture; None when none is awaited."""
@@ -173,6 +168,17 @@ class Intake:
         job = self._job(params, spec.queue, caller, deadline, client_ref=request.client_ref, **_webhook(request))
         return self._awaiting(job, request) if request.input_image or request.mask_image else job
 
+    def _again(self, job: Job, caller: Caller) -> Job:
+        """A new job like this one, from the same pictures; raises InputMissing when they never came."""
+        storage = self._services.storage
+        urls = {field: getattr(job.params, field) for field in ("input_url", "mask_url")}
+        if any(url and storage.size(storage.name_of(url, field)) is None for field, url in urls.items()):
+            raise InputMissing("The picture that the task starts from is not there; submit it anew and bring one.")
+        same = job.params.model_copy(update={"seed_drawn": False})
+        # Where its model is served now.
+        queue = self._services.catalogue.get(same.model_version).queue
+        return self._job(same, queue, caller, job.deadline_seconds, rerun_of=job.task_id, **_webhook(job))
+
     def _check_owner(self, name: str, field: str, caller: Caller) -> None:
         """An object belongs to the task whose id its name begins with; raises InvalidRequest for another caller's."""
         task_id = name.partition("/")[2][:TASK_ID_LENGTH]
@@ -214,21 +220,20 @@ class Intake:
         seconds = self._services.settings.upload_ttl
         return replace(job, params=params, phase=Phase.AWAITING_UPLOAD, upload_seconds=seconds)
 
-    def _terms(self, request: GenerateRequest | None, caller: Caller, key: str) -> Terms:
+    def _terms(self, words: str, caller: Caller, key: str) -> Terms:
         """The client's own words make the digest, so that a seed drawn for it is not part of them."""
-        text = request.model_dump_json(exclude_defaults=True) if request else ""
         return Terms(
             ticket=f"{caller.name}:{key}" if key else "",
-            digest=hashlib.sha256(text.encode()).hexdigest(),
+            digest=hashlib.sha256(words.encode()).hexdigest(),
             most_queued=self._services.settings.queue_limit,
             most_open=caller.open_tasks,
         )
 
-    def _check_verdict(self, verdict: str, job: Job, caller: Caller) -> None:
+    def _check_verdict(self, verdict: str, job: Job, terms: Terms) -> None:
         """Raises what the store's refusal means; a place is free again when a job of this model is done, about."""
         if refusal := _REFUSALS.get(verdict):
             seconds = self._services.jobs.standing(job).typical_seconds(job.params) or 1
-            detail = f"At most {caller.open_tasks} unfinished tasks." if verdict == "quota_exceeded" else ""
+            detail = f"At most {terms.most_open} unfinished tasks." if verdict == "quota_exceeded" else ""
             raise refusal(detail, retry_after=min(max(math.ceil(seconds), 1), 60))
 
     def _replay(self, earlier: Acceptance) -> Submission:

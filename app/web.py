@@ -17,7 +17,7 @@ from app.documents import model_documents, retry_after, submitted_document, task
 from app.errors import ModelNotFound, NoPicture, NotReady, StorageUnavailable, TaskNotFound
 from app.files import files
 from app.http import answer, caller, responses
-from app.intake import Intake, input_name, mask_name
+from app.intake import Intake, Submission, input_name, mask_name
 from app.listing import page
 from app.pages import pages
 from app.record import Job, Phase, Status, output_name
@@ -97,8 +97,13 @@ class Desk:
         submission = self.intake.submit(request, caller(), http.idempotency_key())
         job, upload, mask = submission.job, self.intake.upload(submission.job), self.intake.mask_upload(submission.job)
         document = submitted_document(job, self.services, upload, mask, submission.notice, submission.standing)
-        replayed = {"Idempotency_Replayed": "true"} if submission.replayed else {}
-        return answer(document, 202, Location=f"/tasks/{document.task_id}", **retry_after(document), **replayed)
+        return answer(document, 202, **_where(submission), **retry_after(document))
+
+    def accept_again(self, task_id: str) -> Response:
+        """The ticket for a new task like this one of the caller's."""
+        submission = self.intake.rerun(self.own(task_id), caller(), http.idempotency_key())
+        document = task_document(submission.job, self.services)
+        return answer(document, 202, **_where(submission), **retry_after(document))
 
     def own(self, task_id: str) -> Job:
         """The caller's job; raises TaskNotFound, TaskExpired."""
@@ -176,6 +181,12 @@ class Desk:
         return f"id: {event.version}\nevent: {event.kind}\ndata: {json.dumps(data)}\n\n"
 
 
+def _where(submission: Submission) -> dict[str, str]:
+    """Headers that tell of an accepted task where it is, and whether an earlier request made it."""
+    replayed = {"Idempotency_Replayed": "true"} if submission.replayed else {}
+    return {"Location": f"/tasks/{submission.job.task_id}", **replayed}
+
+
 def _orders(app: OpenAPI, desk: Desk) -> None:
     @app.post("/generate", tags=[TASKS], responses=responses({202: Submitted}, 400, 409, 413, 415, 503))
     def generate(body: GenerateRequest) -> Response:
@@ -187,10 +198,10 @@ def _orders(app: OpenAPI, desk: Desk) -> None:
         """The input picture is uploaded: queue the task. Saying so again does nothing."""
         return desk.answer(desk.intake.start(desk.own(path.task_id)), 202)
 
-    @app.post("/tasks/<string:task_id>/rerun", tags=[TASKS], responses=responses({202: Task}, 404, 410, 503))
+    @app.post("/tasks/<string:task_id>/rerun", tags=[TASKS], responses=responses({202: Task}, 400, 404, 409, 410, 503))
     def rerun(path: TaskPath) -> Response:
         """The same parameters and seed once more, as a new task."""
-        return desk.answer(desk.intake.rerun(desk.own(path.task_id), caller()), 202)
+        return desk.accept_again(path.task_id)
 
 
 def _tickets(app: OpenAPI, desk: Desk) -> None:

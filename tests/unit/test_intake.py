@@ -15,7 +15,7 @@ from app.errors import (
     TaskNotFound,
     UnknownModelVersion,
 )
-from app.intake import IN_FLIGHT, Intake, input_name
+from app.intake import IN_FLIGHT, Intake, input_name, mask_name
 from app.models import Catalogue
 from app.record import Phase, Status
 from app.schemas import GenerateRequest
@@ -105,7 +105,7 @@ def test_only_a_request_that_may_still_be_under_way_is_a_conflict(intake, servic
 
 def test_a_task_is_run_again_in_the_queue_where_its_model_is_served_now(intake, services, published):
     moved = dataclasses.replace(submit(intake)[0], queue="gen.gone")
-    assert intake.rerun(moved, ANYONE).queue == "gen.tiny"
+    assert intake.rerun(moved, ANYONE).job.queue == "gen.tiny"
     assert published[-1].queue == "gen.tiny"
 
 
@@ -204,8 +204,29 @@ def test_a_picture_as_large_as_promised_is_taken(services, published):
 
 def test_who_asks_for_the_same_again_names_its_seed(intake):
     job, _ = submit(intake)
-    again = intake.rerun(job, ANYONE)
+    again = intake.rerun(job, ANYONE).job
     assert (job.params.seed_drawn, again.params.seed_drawn, again.params.seed) == (True, False, job.params.seed)
+
+
+@pytest.mark.parametrize("pictures", [{"input_image": True}, {"input_image": True, "mask_image": True}])
+def test_a_task_whose_pictures_never_came_is_not_run_again(intake, services, published, pictures):
+    job, _ = submit(intake, **pictures)
+    with pytest.raises(InputMissing):
+        intake.rerun(job, ANYONE)
+    assert published == []
+    for name in (input_name(job.task_id), mask_name(job.task_id)):
+        services.storage.put(name, picture(), "image/png")
+    assert intake.rerun(job, ANYONE).job.params.input_url == job.params.input_url
+
+
+def test_a_rerun_that_is_asked_for_twice_with_one_key_is_one_task(intake, published):
+    (job, _), (other, _) = submit(intake), submit(intake)
+    published.clear()
+    first, second = intake.rerun(job, ANYONE, "a key"), intake.rerun(job, ANYONE, "a key")
+    assert (first.job.task_id, first.replayed, second.replayed) == (second.job.task_id, False, True)
+    assert [sent.task_id for sent in published] == [first.job.task_id]
+    with pytest.raises(IdempotencyKeyReuse):
+        intake.rerun(other, ANYONE, "a key")
 
 
 def test_what_is_no_longer_queued_is_not_published_again_but_confirmed(intake, services, published):
