@@ -180,11 +180,15 @@ class Client:
     def wait(self, task_id: str, seconds: float) -> dict[str, Any]:
         """The document of the finished task; raises ApiError when it is not done within `seconds`."""
         until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        while True:
+            asked = time.monotonic()
             task = self._task(task_id, WAIT, until)
             if task["status"] != "PENDING":
                 return task
-        raise ApiError(f"Task {task_id} is not done after {seconds:g} s.")
+            if time.monotonic() >= until:
+                raise ApiError(f"Task {task_id} is not done after {seconds:g} s.")
+            # A service where too many wait already answers at once.
+            time.sleep(max(min(asked + PAUSE, until) - time.monotonic(), 0))
 
     def image(self, task_id: str, index: int = 0) -> bytes:
         """The picture, as PNG."""

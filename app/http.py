@@ -1,6 +1,7 @@
 """What every request and answer of the web tier has in common: its id, its caller, its log line, its headers."""
 
 import re
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -86,6 +87,19 @@ def idempotency_key() -> str:
     if not re.fullmatch("[ -~]{0,200}", key):
         raise BadRequest("The Idempotency-Key must have at most 200 characters, all plain ones.")
     return key
+
+
+def client_is_gone() -> bool:
+    """Whether nobody is there to be answered any more."""
+    connection = request.environ.get("gunicorn.socket")
+    if not isinstance(connection, socket.socket):
+        return False
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def last_event_id() -> int | None:

@@ -54,21 +54,21 @@ class Watch:
         self._subscriptions = 0
         self._closed = threading.Event()
 
-    def wait(self, read: Callable[[], Job], seconds: float) -> Job:
-        """The job as soon as it is done, or as it is after `seconds`."""
+    def wait(self, read: Callable[[], Job], seconds: float, is_gone: Callable[[], bool] = lambda: False) -> Job:
+        """The job as soon as it is done, or as it is after `seconds`, or a little after who waits `is_gone`."""
         until = time.monotonic() + seconds
         with self._inbox(read().task_id) as inbox:
             while True:
                 # Before the record is read, which tells all that happened until then.
                 heard = self._subscriptions
                 job = read()
-                if job.phase.is_terminal or time.monotonic() >= until:
+                if job.phase.is_terminal or time.monotonic() >= until or is_gone():
                     return job
-                self._sleep(inbox, until, heard)
+                self._sleep(inbox, until, heard, is_gone)
 
-    def _sleep(self, inbox: Inbox, until: float, heard: int) -> None:
-        """Until the job's end is told, or may have been told while we did not listen, or the time is over."""
-        while (left := until - time.monotonic()) > 0:
+    def _sleep(self, inbox: Inbox, until: float, heard: int, is_gone: Callable[[], bool]) -> None:
+        """Until the job's end is told, or may have been told while we did not listen, or nobody waits any more."""
+        while (left := until - time.monotonic()) > 0 and not is_gone():
             if _is_done(inbox, min(left, PATIENCE)) or self._subscriptions != heard or not self.listening.is_set():
                 return
 

@@ -14,12 +14,13 @@ from werkzeug.wrappers import Response as BaseResponse
 from app import __version__, admin, http, metrics, problems, telemetry
 from app import settings as settings_module
 from app.documents import model_documents, retry_after, submitted_document, task_document
-from app.errors import ModelNotFound, NoPicture, NotReady, StorageUnavailable, TaskNotFound
+from app.errors import ModelNotFound, NoPicture, NotReady, RateLimited, StorageUnavailable, TaskNotFound
 from app.files import files
 from app.http import answer, caller, responses
 from app.intake import Intake, Submission, input_name, mask_name
 from app.listing import page
 from app.pages import pages
+from app.places import Places
 from app.record import Job, Phase, Status, output_name
 from app.schemas import (
     GenerateRequest,
@@ -90,6 +91,7 @@ class Desk:
         self.services = services
         self.intake = Intake(services)
         self.watch = Watch(services.redis)
+        self.places = Places(services.settings.web_threads, callers_are_known=not services.callers.are_unknown)
         self.outbox = Outbox(services.redis, timeout=services.settings.webhook_timeout)
 
     def accept(self, request: GenerateRequest) -> Response:
@@ -127,7 +129,11 @@ class Desk:
     def wait(self, task_id: str, seconds: float) -> Job:
         """The caller's job as soon as it is done, or as it is after `seconds`."""
         job = self.look(task_id)
-        return self.watch.wait(lambda: self.refresh(job), seconds) if seconds and not job.phase.is_terminal else job
+        if not seconds or job.phase.is_terminal:
+            return job
+        with self.places.taken(caller().name) as free:
+            # Who finds no place asks again, as after any wait.
+            return self.watch.wait(lambda: self.refresh(job), seconds, http.client_is_gone) if free else job
 
     def answer(self, job: Job, status: int = 200, *, inline: bool = False) -> Response:
         """The task document."""
@@ -169,8 +175,20 @@ class Desk:
             self.services.storage.delete(name)
         self.services.jobs.delete(task_id)
 
-    def events(self, job: Job, seen: int | None) -> Iterator[str]:
-        """Server-sent events, from the job as it is, or from what comes after version `seen`, to its end."""
+    def events(self, task_id: str) -> Response:
+        """Server-sent events of the caller's task; raises RateLimited when too many follow already."""
+        job = self.look(task_id)
+        leave = self.places.take(caller().name)
+        if leave is None:
+            raise RateLimited("As many clients wait for their tasks as may at once.", retry_after=5)
+        stream = self._events(job, http.last_event_id())
+        response = Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        # Also where the stream was never begun.
+        response.call_on_close(leave)
+        return response
+
+    def _events(self, job: Job, seen: int | None) -> Iterator[str]:
+        """From the job as it is, or from what comes after version `seen`, to its end."""
         for event in self.watch.follow(lambda: self.refresh(job), seen):
             yield self._event(event)
 
@@ -221,8 +239,7 @@ def _tickets(app: OpenAPI, desk: Desk) -> None:
 
         With `Last-Event-ID` the first is left out when nothing has changed since that event.
         """
-        stream = desk.events(desk.look(path.task_id), http.last_event_id())
-        return Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
+        return desk.events(path.task_id)
 
     @app.post("/tasks/<string:task_id>/cancel", tags=[TASKS], responses=responses({200: Task}, 404, 410, 503))
     def cancel(path: TaskPath) -> Response:

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 
@@ -138,6 +140,40 @@ def test_anothers_picture_is_no_input_and_ones_own_is(callers):
             bob.generate("x", input_url=url, model_version="steady")
         again = alice.generate("x", input_url=url, model_version="steady")
         assert alice.wait(again["task_id"], 30)["status"] == "SUCCEEDED"
+
+
+@pytest.fixture
+def endless(callers):
+    """A task of alice's that is not done while anybody looks."""
+    task = callers["alice"].generate("x", model_version="steady", num_inference_steps=1000)
+    yield task["task_id"]
+    callers["alice"].cancel(task["task_id"])
+
+
+def waiting(stack, key, path):
+    """A request on a connection of its own, whose answer nobody reads."""
+    connection = socket.create_connection(("127.0.0.1", stack.port), timeout=10)
+    connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
+    return connection
+
+
+def waiters(stack):
+    told = requests.get(f"{stack.url}/metrics", timeout=10).text
+    return float(re.search(r"^darkroom_waiting_clients (\S+)$", told, re.MULTILINE)[1])
+
+
+@pytest.mark.parametrize("way", ["?wait=60", "/events"])
+def test_who_waits_with_all_connections_there_are_keeps_nobody_else_out(stack, hired, callers, endless, way):
+    with contextlib.ExitStack() as held:
+        for _ in range(40):
+            held.enter_context(waiting(stack, hired[1]["alice"], f"/tasks/{endless}{way}"))
+        until(lambda: waiters(stack) == 8, 10, "four wait in each process")
+        for _ in range(10):
+            assert requests.get(f"{stack.url}/healthz", timeout=10).status_code == 200
+        assert callers["alice"].task(endless, wait=30)["status"] == "PENDING"
+        ticket = callers["bob"].generate("x", model_version="steady")["task_id"]
+        assert callers["bob"].cancel(ticket)["task_id"] == ticket
+    until(lambda: waiters(stack) == 0, 30, "nobody waits for those who have gone")
 
 
 def test_a_key_made_now_works_now_and_a_revoked_one_no_longer(stack, hired):
