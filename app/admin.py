@@ -65,8 +65,8 @@ def register(app: OpenAPI, services: Services) -> None:
     def quarantined(query: EntriesQuery) -> Response:
         """What was given up on, newest first."""
         _operator()
-        found = quarantine.entries(before(query.cursor), query.limit)
-        cursor = repr(found[-1].quarantined_at) if len(found) == query.limit else None
+        found, until = quarantine.entries(before(query.cursor), query.limit)
+        cursor = None if until is None else repr(until)
         return answer(QuarantineEntries(entries=[_document(entry) for entry in found], next_cursor=cursor))
 
     @app.post(

@@ -1,6 +1,7 @@
 """The broker, as the web tier and the courier use it: what goes in, how much waits, and what it gave up on."""
 
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from app.tasks import GENERATE, PUBLISH_TIMEOUT, QUARANTINE
 
 # A broker that stops says so on connections that it closes: amqp's own error, which is none of kombu's.
 _AWAY = (OperationalError, KombuError, RedisError, amqp.exceptions.ConnectionError, OSError)
+
+CHECK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ class Broker:
         # As many as the pool has producers. Whoever waits for one of those waits without end: while a broker hangs, one
         # after the other for its own time-out.
         self._seats = threading.BoundedSemaphore(app.conf.broker_pool_limit)
+        self._checking = threading.Lock()
+        self._fault: Exception | None = None
+        self._checked = float("-inf")
 
     def publish(self, job: Job) -> None:
         """Send the job's message and wait until the broker has it."""
@@ -79,12 +85,22 @@ class Broker:
         )
 
     def check(self) -> None:
-        """Make a fresh connection: a held one may be dead."""
+        """Whether the broker answers, known anew each second: whoever asks more often makes no more connections."""
+        with self._checking:
+            if time.monotonic() - self._checked >= CHECK_SECONDS:
+                self._fault = self._connect()
+                self._checked = time.monotonic()
+        if self._fault:
+            raise BrokerUnavailable("The broker does not answer.") from self._fault
+
+    def _connect(self) -> Exception | None:
+        """What a fresh connection meets: a held one may be dead."""
         try:
             with self._app.connection_for_write() as connection:
                 connection.ensure_connection(max_retries=1, timeout=1)
         except _AWAY as error:
-            raise BrokerUnavailable("The broker does not answer.") from error
+            return error
+        return None
 
     def waiting(self, queue: str) -> int:
         """How many messages wait in this queue for a worker; 0 when there is no such queue."""

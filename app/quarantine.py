@@ -60,11 +60,15 @@ class Quarantine:
                     return
                 self._keep(letter, str(error))
 
-    def entries(self, before: float, limit: int) -> list[Entry]:
-        """The entries put in before that time, newest first."""
+    def entries(self, before: float, limit: int) -> tuple[list[Entry], float | None]:
+        """The entries put in before that time, newest first, and the time before which the next page begins.
+
+        A page has fewer entries than `limit` where one is gone by now; the last page has no next one.
+        """
         found = [pair for index in (TASKS, MESSAGES) for pair in self._newest(index, before, limit)]
         newest = sorted(found, key=lambda pair: -pair[1])[:limit]
-        return [entry for entry_id, since in newest if (entry := self._read(entry_id, since))]
+        there = [entry for entry_id, since in newest if (entry := self._read(entry_id, since))]
+        return there, newest[-1][1] if len(newest) == limit else None
 
     def _newest(self, index: str, before: float, limit: int) -> list[tuple[str, float]]:
         ask(lambda: self._redis.zremrangebyscore(index, "-inf", self._jobs.now() - self._seconds))

@@ -1,5 +1,6 @@
 """Publishing while the broker hangs: many who wait at once are told as soon as one."""
 
+import contextlib
 import socket
 import threading
 import time
@@ -15,10 +16,42 @@ from tests.things import job
 
 
 @pytest.fixture
-def silent():
-    """The port of a server that lets everybody in and says nothing."""
+def silent_server():
+    """Lets everybody in and says nothing."""
     with socket.create_server(("127.0.0.1", 0), backlog=200) as server:
-        yield server.getsockname()[1]
+        yield server
+
+
+@pytest.fixture
+def silent(silent_server):
+    """Its port."""
+    return silent_server.getsockname()[1]
+
+
+def test_whoever_asks_often_whether_the_broker_answers_makes_few_connections(settings, silent_server):
+    stuck = settings.model_copy(update={"broker_url": f"amqp://127.0.0.1:{silent_server.getsockname()[1]}//"})
+    broker = Broker(make_celery(stuck, load_catalogue(settings.models_file, ""), "web"))
+
+    def ask(_):
+        with pytest.raises(BrokerUnavailable):
+            broker.check()
+
+    with ThreadPoolExecutor(20) as clients:
+        list(clients.map(ask, range(20)))
+    # Each try of one check is a connection; without an answer that is kept, each thread would make as many.
+    assert 1 <= len(knocks(silent_server)) < 20
+
+
+def knocks(server):
+    """From where connections were made until now."""
+    server.setblocking(False)
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            connection, address = server.accept()
+            connection.close()
+            found.append(address)
+    return found
 
 
 def test_whoever_submits_while_the_broker_hangs_is_told_in_time(settings, silent):

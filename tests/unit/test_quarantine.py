@@ -116,6 +116,19 @@ def test_the_same_words_of_two_tasks_are_two_messages(services, letters, client)
     assert len(client.get("/admin/quarantine").json["entries"]) == 2
 
 
+def test_an_entry_that_is_gone_by_now_does_not_hide_the_older_ones(services, letters, client):
+    letters.letters += [dataclasses.replace(GARBAGE, headers={**GARBAGE.headers, "id": name}) for name in "xyz"]
+    Courier(services).sweep()
+    newest, *older = [entry["id"] for entry in client.get("/admin/quarantine").json["entries"]]
+    services.redis.delete(f"quarantine:{newest}")
+    page = client.get("/admin/quarantine?limit=1").json
+    seen = [entry["id"] for entry in page["entries"]]
+    while page["next_cursor"]:
+        page = client.get(f"/admin/quarantine?limit=1&cursor={page['next_cursor']}").json
+        seen += [entry["id"] for entry in page["entries"]]
+    assert seen == older
+
+
 def test_what_lay_there_for_as_long_as_results_are_kept_is_gone(services, letters, client):
     letters.letters.append(GARBAGE)
     Courier(services).sweep()
