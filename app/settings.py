@@ -12,12 +12,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from app import __version__
 from app.errors import SettingsError
+
+
+def _is_an_address(url: str) -> str:
+    parts = urlsplit(url)
+    if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+        raise ValueError("must be written like https://darkroom.example")
+    return url
+
+
+Address = Annotated[str, AfterValidator(_is_an_address)]
 
 
 def _one_of(*schemes: str) -> BeforeValidator:
@@ -66,7 +76,7 @@ class Settings(BaseSettings):
     signing_key: SecretStr = Field(
         SecretStr(""), description="Signs the URLs of `file://` storage; at least 32 characters. `gs://` needs none."
     )
-    public_url: str = Field(
+    public_url: Address = Field(
         "", description="The address clients use, for `file://` URLs; default `http://` + `WEB_BIND`."
     )
     web_bind: str = Field(
@@ -231,16 +241,8 @@ class ClientSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, env_prefix="DARKROOM_", env_ignore_empty=True, extra="ignore")
 
-    url: str = "http://127.0.0.1:8000"
+    url: Address = "http://127.0.0.1:8000"
     api_key: SecretStr = SecretStr("")
-
-    @field_validator("url")
-    @classmethod
-    def _is_an_address(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("must be written like https://darkroom.example")
-        return url
 
     @field_validator("api_key")
     @classmethod

@@ -99,13 +99,13 @@ class Desk:
         submission = self.intake.submit(request, caller(), http.idempotency_key())
         job, upload, mask = submission.job, self.intake.upload(submission.job), self.intake.mask_upload(submission.job)
         document = submitted_document(job, self.services, upload, mask, submission.notice, submission.standing)
-        return answer(document, 202, **_where(submission), **retry_after(document))
+        return answer(document, 202, **_where(document, submission), **retry_after(document))
 
     def accept_again(self, task_id: str) -> Response:
         """The ticket for a new task like this one of the caller's."""
         submission = self.intake.rerun(self.own(task_id), caller(), http.idempotency_key())
         document = task_document(submission.job, self.services)
-        return answer(document, 202, **_where(submission), **retry_after(document))
+        return answer(document, 202, **_where(document, submission), **retry_after(document))
 
     def own(self, task_id: str) -> Job:
         """The caller's job; raises TaskNotFound, TaskExpired."""
@@ -199,10 +199,10 @@ class Desk:
         return f"id: {event.version}\nevent: {event.kind}\ndata: {json.dumps(data)}\n\n"
 
 
-def _where(submission: Submission) -> dict[str, str]:
+def _where(document: Task, submission: Submission) -> dict[str, str]:
     """Headers that tell of an accepted task where it is, and whether an earlier request made it."""
     replayed = {"Idempotency_Replayed": "true"} if submission.replayed else {}
-    return {"Location": f"/tasks/{submission.job.task_id}", **replayed}
+    return {"Location": document.urls.self, **replayed}
 
 
 def _orders(app: OpenAPI, desk: Desk) -> None:

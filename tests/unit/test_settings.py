@@ -48,7 +48,8 @@ def test_all_mistakes_are_told_together(environ):
     [("BROKER_URL", "http://x"), ("BROKER_URL", "rabbit"), ("REDIS_URL", "amqp://x"), ("REDIS_URL", "redis:x"),
      ("REDIS_URL", "redis://host:port/0"), ("STORAGE_URL", "s3://bucket"), ("STORAGE_URL", "/var/lib"),
      ("STORAGE_URL", "gs:///prefix"), ("STORAGE_URL", "file://relative/folder"), ("STORAGE_URL", "gs:bucket"),
-     ("WEB_BIND", "8000"), ("WEB_BIND", "localhost")],
+     ("WEB_BIND", "8000"), ("WEB_BIND", "localhost"), ("PUBLIC_URL", "darkroom.example"), ("PUBLIC_URL", "https://"),
+     ("PUBLIC_URL", "javascript:alert(1)")],
 )  # fmt: skip
 def test_an_address_that_cannot_work_is_refused(environ, name, value):
     environ(**{name: value})

@@ -37,6 +37,13 @@ def test_generate_gives_a_ticket_and_queues_the_job(client, published):
     assert [job.task_id for job in published] == [task["task_id"]]
 
 
+def test_a_ticket_lies_below_the_address_that_clients_use(services, published):
+    below = services.settings.model_copy(update={"public_url": "https://darkroom.example/pictures"})
+    client = create_app(dataclasses.replace(services, settings=below)).test_client()
+    answer = client.post("/generate", base_url="https://darkroom.example", json={"prompt": "a red star"})
+    assert answer.headers["Location"] == f"https://darkroom.example/pictures/tasks/{answer.json['task_id']}"
+
+
 def test_generate_tells_the_seed_that_it_drew(client):
     seeds = {client.post("/generate", json={"prompt": "a red star"}).json["seed"] for _ in range(5)}
     assert len(seeds) > 1
