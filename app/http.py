@@ -19,6 +19,24 @@ log = structlog.get_logger("darkroom.web")
 
 _PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 
+_WORD = {"type": "string"}
+STREAM = {
+    "description": "Server-sent events; `data` is JSON: the task of a `status`, numbers or a picture of the others.",
+    "content": {
+        "text/event-stream": {
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "id": _WORD,
+                    "event": {"enum": ["status", "progress", "preview"]},
+                    "data": {**_WORD, "contentMediaType": "application/json"},
+                },
+                "required": ["id", "event", "data"],
+            }
+        }
+    },
+}
+
 # Whoever asks must be known, but for what says nothing about anyone's tasks.
 OPEN_ENDPOINTS = {
     "healthz",
@@ -81,9 +99,8 @@ def caller() -> Caller:
     return known
 
 
-def idempotency_key() -> str:
+def idempotency_key(key: str) -> str:
     """The client's name for this request, empty for none; raises BadRequest."""
-    key = request.headers.get("Idempotency-Key", "")
     if not re.fullmatch("[ -~]{0,200}", key):
         raise BadRequest("The Idempotency-Key must have at most 200 characters, all plain ones.")
     return key
@@ -102,9 +119,8 @@ def client_is_gone() -> bool:
         return True
 
 
-def last_event_id() -> int | None:
+def last_event_id(given: str) -> int | None:
     """The event after which a stream broke off that is opened again; None for a new one, or a word that is not ours."""
-    given = request.headers.get("Last-Event-ID", "")
     return int(given) if re.fullmatch("[0-9]{1,15}", given) else None
 
 

@@ -123,6 +123,27 @@ def _schema(query: type[_Query]) -> dict[str, Any]:
     return query.model_json_schema(by_alias=True)
 
 
+class _Header(_Query):
+    # All headers of the request are shown to it.
+    model_config = ConfigDict(extra="ignore")
+
+
+class KeyHeader(_Header):
+    idempotency_key: Annotated[
+        str,
+        Field(
+            alias="Idempotency-Key",
+            description="Your name for this request, at most 200 plain characters: with it, twice is once, for a day.",
+        ),
+    ] = ""
+
+
+class EventsHeader(_Header):
+    last_event_id: Annotated[
+        str, Field(alias="Last-Event-ID", description="The event after which a stream broke off that is opened again.")
+    ] = ""
+
+
 class TaskQuery(_Query):
     wait: Annotated[
         float,

@@ -23,9 +23,11 @@ from app.pages import pages
 from app.places import Places
 from app.record import Job, Phase, Status, output_name
 from app.schemas import (
+    EventsHeader,
     GenerateRequest,
     Health,
     ImagePath,
+    KeyHeader,
     Model,
     ModelPath,
     Models,
@@ -94,16 +96,16 @@ class Desk:
         self.places = Places(services.settings.web_threads, callers_are_known=not services.callers.are_unknown)
         self.outbox = Outbox(services.redis, timeout=services.settings.webhook_timeout)
 
-    def accept(self, request: GenerateRequest) -> Response:
+    def accept(self, request: GenerateRequest, key: str) -> Response:
         """The ticket for a new task, or for the one that this request made before."""
-        submission = self.intake.submit(request, caller(), http.idempotency_key())
+        submission = self.intake.submit(request, caller(), http.idempotency_key(key))
         job, upload, mask = submission.job, self.intake.upload(submission.job), self.intake.mask_upload(submission.job)
         document = submitted_document(job, self.services, upload, mask, submission.notice, submission.standing)
         return answer(document, 202, **_where(document, submission), **retry_after(document))
 
-    def accept_again(self, task_id: str) -> Response:
+    def accept_again(self, task_id: str, key: str) -> Response:
         """The ticket for a new task like this one of the caller's."""
-        submission = self.intake.rerun(self.own(task_id), caller(), http.idempotency_key())
+        submission = self.intake.rerun(self.own(task_id), caller(), http.idempotency_key(key))
         document = task_document(submission.job, self.services)
         return answer(document, 202, **_where(document, submission), **retry_after(document))
 
@@ -175,13 +177,13 @@ class Desk:
             self.services.storage.delete(name)
         self.services.jobs.delete(task_id)
 
-    def events(self, task_id: str) -> Response:
+    def events(self, task_id: str, seen: int | None) -> Response:
         """Server-sent events of the caller's task; raises RateLimited when too many follow already."""
         job = self.look(task_id)
         leave = self.places.take(caller().name)
         if leave is None:
             raise RateLimited("As many clients wait for their tasks as may at once.", retry_after=5)
-        stream = self._events(job, http.last_event_id())
+        stream = self._events(job, seen)
         response = Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
         # Also where the stream was never begun.
         response.call_on_close(leave)
@@ -207,9 +209,9 @@ def _where(document: Task, submission: Submission) -> dict[str, str]:
 
 def _orders(app: OpenAPI, desk: Desk) -> None:
     @app.post("/generate", tags=[TASKS], responses=responses({202: Submitted}, 400, 409, 413, 415, 503))
-    def generate(body: GenerateRequest) -> Response:
+    def generate(header: KeyHeader, body: GenerateRequest) -> Response:
         """Accept a picture to be made, and give a ticket for it."""
-        return desk.accept(body)
+        return desk.accept(body, header.idempotency_key)
 
     @app.post("/tasks/<string:task_id>/start", tags=[TASKS], responses=responses({202: Task}, 404, 409, 410, 503))
     def start(path: TaskPath) -> Response:
@@ -217,9 +219,9 @@ def _orders(app: OpenAPI, desk: Desk) -> None:
         return desk.answer(desk.intake.start(desk.own(path.task_id)), 202)
 
     @app.post("/tasks/<string:task_id>/rerun", tags=[TASKS], responses=responses({202: Task}, 400, 404, 409, 410, 503))
-    def rerun(path: TaskPath) -> Response:
+    def rerun(header: KeyHeader, path: TaskPath) -> Response:
         """The same parameters and seed once more, as a new task."""
-        return desk.accept_again(path.task_id)
+        return desk.accept_again(path.task_id, header.idempotency_key)
 
 
 def _tickets(app: OpenAPI, desk: Desk) -> None:
@@ -233,13 +235,13 @@ def _tickets(app: OpenAPI, desk: Desk) -> None:
         """The task as it is, or as soon as it is done within `wait` seconds."""
         return desk.answer(desk.wait(path.task_id, query.wait), inline=query.include == "image")
 
-    @app.get("/tasks/<string:task_id>/events", tags=[TASKS], responses=responses({200: None}, 404, 410, 503))
-    def events(path: TaskPath) -> Response:
+    @app.get("/tasks/<string:task_id>/events", tags=[TASKS], responses=responses({200: http.STREAM}, 404, 410, 503))
+    def events(header: EventsHeader, path: TaskPath) -> Response:
         """Server-sent events: the task as it is, then `status`, `progress` and `preview`, until it is done.
 
         With `Last-Event-ID` the first is left out when nothing has changed since that event.
         """
-        return desk.events(path.task_id)
+        return desk.events(path.task_id, http.last_event_id(header.last_event_id))
 
     @app.post("/tasks/<string:task_id>/cancel", tags=[TASKS], responses=responses({200: Task}, 404, 410, 503))
     def cancel(path: TaskPath) -> Response:
@@ -303,7 +305,7 @@ def _health(app: OpenAPI, services: Services) -> None:
         """This process is alive."""
         return answer(Health(status="ok"))
 
-    @app.get("/readyz", tags=[HEALTH], responses=responses({200: Health}, 503))
+    @app.get("/readyz", tags=[HEALTH], responses={200: Health, 503: http.refusal(503)})
     def readyz() -> Response:
         """This process reaches the status store and the broker."""
         services.jobs.ping()

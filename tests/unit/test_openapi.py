@@ -33,6 +33,24 @@ def test_the_openapi_document_names_every_route_and_method(services):
     assert {path for path, _ in routes} >= UNDOCUMENTED
 
 
+def test_the_openapi_document_names_the_headers_that_are_heard(client):
+    paths = client.get("/openapi.json").json["paths"]
+    heard = {
+        (path, parameter["name"])
+        for path, item in paths.items()
+        for operation in item.values()
+        for parameter in operation.get("parameters", ())
+        if parameter["in"] == "header"
+    }
+    assert heard == {
+        ("/generate", "Idempotency-Key"),
+        ("/tasks/{task_id}/rerun", "Idempotency-Key"),
+        ("/tasks/{task_id}/events", "Last-Event-ID"),
+    }
+    assert list(paths["/tasks/{task_id}/events"]["get"]["responses"]["200"]["content"]) == ["text/event-stream"]
+    assert {"401", "429"} & set(paths["/readyz"]["get"]["responses"]) == set()
+
+
 def test_a_task_document_is_as_the_openapi_document_says(client, services):
     document = client.get("/openapi.json").json
     schema = {"$ref": "#/components/schemas/Task", "components": document["components"]}
