@@ -256,6 +256,19 @@ def test_a_stream_that_is_opened_again_goes_on_after_the_last_event(client, serv
         assert "event: status\n" in first_event(Last_Event_ID=other)
 
 
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_a_stream_that_nobody_reads_gives_its_place_back(services, method):
+    narrow = services.settings.model_copy(update={"web_threads": 1})
+    client = create_app(dataclasses.replace(services, settings=narrow)).test_client()
+    task_id = queued(services)
+    for _ in range(3):
+        with client.open(f"/tasks/{task_id}/events", method=method, buffered=False) as answer:
+            assert answer.status_code == 200
+    with client.open(f"/tasks/{task_id}/events", buffered=False):
+        assert_problem(client.get(f"/tasks/{task_id}/events"), 429, "rate_limited")
+        assert client.get(f"/tasks/{task_id}?wait=60").json["status"] == "PENDING"
+
+
 def test_a_filter_that_few_tasks_fit_is_looked_for_page_by_page(client, services, monkeypatch):
     monkeypatch.setattr(listing, "BATCH", 2)
     monkeypatch.setattr(listing, "MOST_BATCHES", 2)
