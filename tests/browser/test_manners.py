@@ -1,6 +1,7 @@
 """How the page behaves: at the keyboard, to a screen reader, on a phone, by night, and towards the rest of the web."""
 
 import re
+import time
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
@@ -232,6 +233,67 @@ def test_a_service_that_is_away_is_said_to_be_so(visit, emptied):
     page.context.set_offline(False)
     page.tab.locator("#develop").click()
     page.see_stage("done")
+
+
+def test_a_page_that_was_opened_while_the_service_was_away_fills_when_it_is_back(visit, emptied):
+    page = visit(faults=["ERR_FAILED"])
+    page.context.route("**/models", lambda route: route.abort())
+    page.tab.reload()
+    expect(page.see("#refusal")).to_contain_text("does not answer")
+    page.context.unroute("**/models")
+    expect(page.tab.locator("#model")).not_to_have_value("")
+    expect(page.tab.locator("#refusal")).to_be_empty()
+    page.hand_in(seed=255)
+    page.see_stage("done")
+
+
+def test_a_finished_picture_stays_as_it_is_while_another_develops(page):
+    page.hand_in("two stars", count=2)
+    page.see_stage("done")
+    page.hand_in("a long night", steps=LONG)
+    page.frames().nth(1).click()
+    page.see_stage("done")
+    second = page.tab.locator("#strip button").nth(1)
+    second.focus()
+    second.evaluate("button => { button.isMine = true; }")
+    other, steps = page.frames().first, set()
+    until(lambda: len(steps.add(other.text_content()) or steps) > 3, 30, "the other one goes on")
+    assert second.evaluate("button => button.isMine && button === document.activeElement")
+
+
+def test_a_picture_whose_address_has_lapsed_is_asked_for_anew(visit, emptied):
+    page = visit(faults=["403"])
+    page.hand_in(seed=255)
+    page.see_stage("done")
+    before, lapsed = page.colour(), set()
+
+    def lapse(route):
+        """The addresses that were told with the history are good no more."""
+        told = route.fetch()
+        lapsed.update(
+            image["url"].rpartition("/files/")[2] for task in told.json()["tasks"] for image in task["images"]
+        )
+        route.fulfill(response=told)
+
+    page.context.route("**/tasks?**", lapse)
+    page.context.route("**/files/**", lambda route: refuse_or_go_on(route, lapsed))
+    page.tab.reload()
+    assert page.colour() == before
+    assert lapsed
+    until(
+        lambda: page.frames().first.locator("img").evaluate("img => img.naturalWidth > 0"),
+        30,
+        "it is in the history too",
+    )
+
+
+def refuse_or_go_on(route, lapsed):
+    if route.request.url.rpartition("/files/")[2] not in lapsed:
+        return route.continue_()
+    # An address that is signed within the same second is the same.
+    second = int(time.time())
+    until(lambda: int(time.time()) > second, 5, "the clock goes on")
+    return route.fulfill(status=403)
 
 
 # ---- keys

@@ -68,7 +68,8 @@ export function place(url) {
 
 async function reach(path, options) {
   try {
-    return await fetch(path, { credentials: "omit", ...options });
+    // A proxy before the service may know its visitors by a cookie; a store at another origin gets none.
+    return await fetch(path, { credentials: "same-origin", ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refusal({ detail: "Darkroom does not answer. Is the connection there?", code: "unreachable" });

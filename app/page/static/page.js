@@ -4,6 +4,7 @@ import { call, forgetKey, hasKey, picture, place, upload } from "./api.js";
 import * as counter from "./counter.js";
 import { byId, make, number, tell } from "./dom.js";
 import * as sheet from "./sheet.js";
+import { onLost } from "./picture.js";
 import * as stage from "./stage.js";
 import { Watch } from "./watch.js";
 import { isPending, isReady, state } from "./words.js";
@@ -13,6 +14,9 @@ const PAGE = 24;
 const FRESH_SECONDS = 600;
 // Workers come and go while the page is open.
 const MODELS_SECONDS = 10;
+// A picture that does not come has an old address, or is gone: its task is read again, no more often than this.
+const RENEW_SECONDS = 60;
+const PAUSE = { first: 1000, most: 30_000 };
 
 const tasks = new Map();
 const previews = new Map();
@@ -206,6 +210,17 @@ async function readAgain() {
   draw();
 }
 
+const renewals = new Map();
+
+async function renew(taskId) {
+  if (!renewals.has(taskId)) {
+    renewals.set(taskId, call("GET", `tasks/${taskId}`).then(keep, () => null));
+    setTimeout(() => renewals.delete(taskId), 1000 * RENEW_SECONDS);
+  }
+  await renewals.get(taskId);
+  draw();
+}
+
 async function readModels() {
   if (document.hidden) return;
   // Who is away for a moment is asked again.
@@ -214,16 +229,32 @@ async function readModels() {
 }
 
 async function begin() {
+  for (let pause = PAUSE.first; !(await isThere()); pause = Math.min(2 * pause, PAUSE.most)) await awhile(pause);
+  counter.clearRefusal();
+  look(newestFirst()[0]?.task_id ?? null);
+  setInterval(readModels, 1000 * MODELS_SECONDS);
+}
+
+/** Whether the service told all that the page begins with. */
+async function isThere() {
   try {
     counter.showModels((await call("GET", "models")).models);
     cursor = await readHistory();
-    look(newestFirst()[0]?.task_id ?? null);
-    setInterval(readModels, 1000 * MODELS_SECONDS);
+    return true;
   } catch (refusal) {
     counter.showRefusal(refusal);
+    return false;
   }
 }
 
+/** So many milliseconds, or less: until there is a network again. */
+const awhile = (pause) =>
+  new Promise((resolve) => {
+    setTimeout(resolve, pause);
+    addEventListener("online", resolve, { once: true });
+  });
+
+onLost(renew);
 counter.open(() => submit(counter.wishes(), counter.startFile()));
 act("cancel", cancel);
 act("again", again);

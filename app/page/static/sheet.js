@@ -1,7 +1,7 @@
 // The contact sheet: the caller's tasks, newest first.
 
-import { place } from "./api.js";
 import { byId, make, number } from "./dom.js";
+import { put } from "./picture.js";
 import { isPending, isReady, state } from "./words.js";
 
 const frames = new Map();
@@ -44,9 +44,8 @@ function draw({ item, button, picture, note, edge }, task, isCurrent) {
   note.textContent = words;
   edge.textContent = task.images.length > 1 ? `${number(task)} ×${task.images.length}` : number(task);
   picture.hidden = !image;
-  if (image && picture.dataset.sha256 !== image.sha256) {
-    picture.src = place(image.url);
-    picture.dataset.sha256 = image.sha256;
+  if (image) {
+    put(picture, task.task_id, image);
     picture.classList.toggle("is-small", Math.max(image.width, image.height) <= 256);
   }
 }

@@ -2,6 +2,7 @@
 
 import { place } from "./api.js";
 import { byId, make, number } from "./dom.js";
+import { put } from "./picture.js";
 import { facts, isPending, isReady, progress, state } from "./words.js";
 
 // Small pictures are shown a whole number of times larger, so that each of their pixels stays sharp.
@@ -10,13 +11,17 @@ const SMALL = 256;
 
 let shown = null;
 let index = 0;
+// Which of the pictures is drawn; null while none is.
+let drawn = null;
 
 export const shownImage = () => shown?.images[index];
 
 /** Show this task, or an empty tray; `reveal` lets a fresh print come up slowly. */
 export function show(task, { preview = null, reveal = false } = {}) {
+  if (isDrawn(task)) return;
   if (task?.task_id !== shown?.task_id) index = 0;
   shown = task;
+  drawn = task && !isPending(task) ? index : null;
   byId("stage").dataset.state = stageState(task);
   byId("ticket").hidden = byId("print").hidden = !task;
   byId("empty").hidden = Boolean(task);
@@ -26,6 +31,11 @@ export function show(task, { preview = null, reveal = false } = {}) {
   showTicket(task);
   if (isPending(task)) showDevelopment(task, preview);
   else showResult(task, reveal);
+}
+
+/** A finished task is drawn once: what a visitor has marked there, or is about to press, stays where it is. */
+function isDrawn(task) {
+  return task === shown && drawn === index && !("lost" in byId("print").dataset);
 }
 
 function stageState(task) {
@@ -78,11 +88,7 @@ function showPrint(task, image, reveal) {
   setSize(image);
   print.style.filter = "";
   print.alt = task.params.prompt;
-  // Its address is signed anew each time it is told; the picture stays the same.
-  if (print.dataset.sha256 !== image.sha256) {
-    print.src = place(image.url);
-    print.dataset.sha256 = image.sha256;
-  }
+  put(print, task.task_id, image);
   print.classList.toggle("is-fresh", reveal);
   byId("download").href = place(image.url);
 }
@@ -108,7 +114,8 @@ function showStrip(task) {
 }
 
 function stripButton(task, image) {
-  const picture = make("img", { src: place(image.url), alt: "", width: 64, height: 64 });
+  const picture = make("img", { alt: "", width: 64, height: 64 });
+  put(picture, task.task_id, image);
   const button = make("button", { type: "button", ariaLabel: `Picture ${image.index + 1}, seed ${image.seed}` }, picture);
   button.setAttribute("aria-pressed", String(image.index === index));
   button.addEventListener("click", () => {
