@@ -189,7 +189,7 @@ def examples():
 def test_every_example_of_the_documentation_runs(stack, tmp_path):
     """In one shell, after the exports, with `darkroom` as the entry point is called."""
     shell = f'darkroom() {{ {shlex.quote(sys.executable)} -m app "$@"; }}\nset -euo pipefail\n'
-    lines = [line.replace("http://darkroom.example", stack.url).replace("dk_…", stack.key) for line in examples()]
+    lines = [line.replace("https://darkroom.example", stack.url).replace("dk_…", stack.key) for line in examples()]
     done = subprocess.run(
         ["bash", "-c", shell + "\n".join(lines)], cwd=tmp_path, env=environment(stack),
         capture_output=True, text=True, timeout=250, check=False,
@@ -200,7 +200,7 @@ def test_every_example_of_the_documentation_runs(stack, tmp_path):
 def test_the_example_in_python_runs(stack, tmp_path, monkeypatch):
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/cli.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
-    exec(code.replace("http://darkroom.example", stack.url).replace("dk_…", stack.key), {})
+    exec(code.replace("https://darkroom.example", stack.url).replace("dk_…", stack.key), {})
     assert size(tmp_path / "star.png") == (64, 64)
 
 
