@@ -23,6 +23,7 @@ from app.errors import (
     Canceled,
     ClaimLost,
     DeadlineExceeded,
+    DeviceLost,
     GpuOutOfMemory,
     JobError,
     ModelLoadFailed,
@@ -190,13 +191,18 @@ class Runner:
         """Jobs that can be made at once with this one, claimed."""
         if lead.attempt > 1 or not lead.params.goes_with(lead.params):
             return
-        # A model that cannot be loaded is met again when the job itself asks for it.
-        with suppress(JobError, KeyError):
-            most = getattr(self._models[lead.params.model_version], "most_together", 1)
-            for task_id in self._line.mates(lead, most - 1):
-                token = secrets.token_hex(8)
-                if job := self._claim(task_id, lead, token).job:
-                    yield Held(self._services, job, token)
+        for task_id in self._line.mates(lead, self._most_together(lead) - 1):
+            token = secrets.token_hex(8)
+            if job := self._claim(task_id, lead, token).job:
+                yield Held(self._services, job, token)
+
+    def _most_together(self, lead: Job) -> int:
+        try:
+            return getattr(self._models[lead.params.model_version], "most_together", 1)
+        except DeviceLost:
+            raise
+        except Exception:  # noqa: BLE001, a model that cannot be loaded is met again when the job itself asks for it
+            return 1
 
     def _made(self, held: Held, made: Mapping[str, Made], own: Job) -> Callable[[], None]:
         """Make its pictures, if they are not made yet; gives what is left to do."""

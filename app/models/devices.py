@@ -2,11 +2,14 @@
 
 import gc
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psutil
 import torch
 
+from app.errors import DeviceLost
 from app.settings import Settings
 
 
@@ -71,9 +74,30 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-_OUT_OF_MEMORY = ("CUBLAS_STATUS_ALLOC_FAILED", "MPS backend out of memory", "DefaultCPUAllocator: ")
+# cuDNN finds no engine where none of them gets the memory to work in.
+_OUT_OF_MEMORY = (
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",
+    "MPS backend out of memory",
+    "DefaultCPUAllocator: ",
+)
 
 
 def is_device_fault(error: BaseException) -> bool:
     """Whether the device failed, so that nothing this process does with it can be trusted any more."""
-    return isinstance(error, torch.AcceleratorError) or (isinstance(error, RuntimeError) and "CUDA error" in str(error))
+    if is_out_of_memory(error):
+        return False
+    words = isinstance(error, RuntimeError) and any(word in str(error) for word in ("CUDA error", "cuDNN error"))
+    return isinstance(error, torch.AcceleratorError) or words
+
+
+@contextmanager
+def answered_for() -> Iterator[None]:
+    """Raises DeviceLost in place of a fault of the device."""
+    try:
+        yield
+    except Exception as error:
+        if is_device_fault(error):
+            raise DeviceLost(str(error).strip().partition("\n")[0]) from error
+        raise

@@ -17,7 +17,10 @@ from app.settings import Settings
 
 
 def load(spec: ModelSpec, settings: Settings) -> Model:
-    """Load one model onto this process's device; raises ModelLoadFailed, and torch's error when it does not fit."""
+    """Load one model onto this process's device.
+
+    Raises ModelLoadFailed, and torch's error when the model does not fit or the device failed.
+    """
     device = devices.choose_device(settings.device)
     devices.prepare(settings)
     try:
@@ -31,7 +34,7 @@ def load(spec: ModelSpec, settings: Settings) -> Model:
     except ModelLoadFailed:
         raise
     except Exception as error:
-        if devices.is_out_of_memory(error):
+        if devices.is_out_of_memory(error) or devices.is_device_fault(error):
             raise
         raise ModelLoadFailed(f"{spec.model_version} cannot be loaded: {error}") from error
 

@@ -15,7 +15,7 @@ import structlog
 from PIL import Image
 
 from app import metrics
-from app.errors import DeviceLost, GpuOutOfMemory, SafetyBlocked
+from app.errors import GpuOutOfMemory, SafetyBlocked
 from app.models import devices, loading, sources
 from app.models.contract import Model, OnStep
 from app.models.spec import ModelSpec
@@ -43,7 +43,7 @@ class Residents(Mapping[str, Model]):
         self._known: dict[str, ModelState] = {}
 
     def __getitem__(self, model_version: str) -> Model:
-        """The model, in memory; raises KeyError, ModelLoadFailed."""
+        """The model, in memory; raises KeyError, ModelLoadFailed, DeviceLost."""
         spec = self._specs[model_version]
         if model_version not in self._held:
             self._admit(spec)
@@ -98,8 +98,9 @@ class Residents(Mapping[str, Model]):
 
     def _hold(self, spec: ModelSpec) -> None:
         started, device = time.monotonic(), devices.choose_device(self._settings.device)
-        model = self._load(spec, self._settings)
-        loading.warm_up(model, spec)
+        with devices.answered_for():
+            model = self._load(spec, self._settings)
+            loading.warm_up(model, spec)
         state = ModelState(
             model_version=spec.model_version,
             device=devices.describe(device),
@@ -189,11 +190,10 @@ class _Resident:
     def _try(self, params: Params, make: Callable[[], Iterable[Made]]) -> list[Made] | None:
         """The pictures; None when memory did not suffice."""
         try:
-            return list(make())
+            with devices.answered_for():
+                return list(make())
         except Exception as error:
             if devices.is_out_of_memory(error):
                 log.warning("model.out_of_memory", model_version=params.model_version, width=params.width)
                 return None
-            if devices.is_device_fault(error):
-                raise DeviceLost(str(error).strip().partition("\n")[0]) from error
             raise

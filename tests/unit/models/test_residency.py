@@ -6,7 +6,8 @@ import psutil
 import pytest
 import torch
 
-from app.errors import DeviceLost, GpuOutOfMemory, ModelLoadFailed
+from app.errors import DeviceLost, GpuOutOfMemory, JobError, ModelLoadFailed
+from app.models import devices
 from app.models.residency import Residents
 from app.models.spec import ModelSpec
 from app.record import Phase
@@ -151,6 +152,55 @@ def test_a_device_that_failed_is_told_from_a_fault_of_the_model(residents):
     models, _ = residents("a", load=lambda spec, settings: device_fault.DeviceFault())
     with pytest.raises(DeviceLost, match=r"^CUDA error: an illegal memory access was encountered$"):
         draw(models, "a")
+
+
+class BreaksAtOnce(Weighty):
+    def generate(self, params, source, on_step):
+        raise RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")
+
+
+def breaks(spec, settings):
+    raise torch.AcceleratorError("CUDA error: unspecified launch failure")
+
+
+@pytest.mark.parametrize("load", [breaks, lambda spec, settings: BreaksAtOnce()])
+@pytest.mark.parametrize("steps", [1, 4])
+def test_a_device_that_fails_while_a_model_is_loaded_ends_the_process_too(residents, services, load, steps):
+    """What is loaded next would fail as well, and each job with it."""
+    models, _ = residents("tiny-scenes-1", load=load)
+    new = job(num_inference_steps=steps)
+    services.jobs.create(new)
+    with pytest.raises(DeviceLost):
+        runner(services, models).run(new.message())
+    assert services.jobs.get(new.task_id).error is None
+
+
+def test_a_device_that_fails_under_a_loader_is_told_from_a_broken_model(on_cpu, monkeypatch):
+    monkeypatch.setattr(device_fault, "load", breaks)
+    spec = ModelSpec(model_version="a", source="python:tests.models.device_fault", queue="q")
+    with pytest.raises(DeviceLost):
+        Residents([spec], on_cpu)["a"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["GET was unable to find an engine to execute this computation", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"],
+)
+def test_a_device_whose_libraries_find_no_memory_is_full_and_not_broken(words):
+    assert devices.is_out_of_memory(RuntimeError(words))
+    assert not devices.is_device_fault(RuntimeError(words))
+
+
+def test_a_model_that_breaks_while_a_batch_is_sought_ends_its_job_with_a_reason(residents, services):
+    def broken(spec, settings):
+        raise RuntimeError("a fault of the model's own")
+
+    models, _ = residents("tiny-scenes-1", load=broken)
+    new = job(seed_drawn=True)
+    services.jobs.create(new)
+    with pytest.raises(JobError):
+        runner(services, models).run(new.message())
+    assert services.jobs.get(new.task_id).error["code"] == "internal"
 
 
 def test_a_lost_device_leaves_the_job_to_its_lease(residents, services):
