@@ -16,6 +16,7 @@ from app.errors import (
     ClaimLost,
     DarkroomError,
     DeadlineExceeded,
+    StorageUnavailable,
     StoreUnavailable,
     TaskExpired,
     TaskNotFound,
@@ -84,18 +85,26 @@ class Courier:
             self._each(self._without_message(queue), self._intake.publish_again)
         self._services.quarantine.collect()
         # Last: each of them is a question to the bucket, which may be slow.
-        self._each(jobs.waiting_uploads(), self._waiting)
+        self._look_for_uploads()
         self._clear()
         metrics.SWEEP.set_to_current_time()
+
+    def _look_for_uploads(self) -> None:
+        """A bucket that is away is asked once: those who have lost their workers must not wait for it."""
+        try:
+            self._each(self._services.jobs.waiting_uploads(), self._waiting)
+        except StorageUnavailable as error:
+            log.warning("sweep.uploads_not_seen", reason=str(error))
 
     def _each(self, task_ids: list[str], move: Callable[[Job], None]) -> None:
         """Do it for each; one job that cannot be moved must not hold up the others, an outage stops the sweep."""
         for task_id in task_ids:
+            alive.beat(self._services.settings)
             try:
                 job = self._services.jobs.get(task_id)
                 with structlog.contextvars.bound_contextvars(task_id=task_id), tracing.continued(job.traceparent):
                     move(job)
-            except (BrokerUnavailable, StoreUnavailable):
+            except (BrokerUnavailable, StoreUnavailable, StorageUnavailable):
                 raise
             except (ClaimLost, TaskNotFound, TaskExpired):
                 self._services.jobs.forget(task_id, self._services.catalogue.queues())

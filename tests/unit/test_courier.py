@@ -6,11 +6,12 @@ import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from app.courier import Courier
-from app.errors import BrokerUnavailable, ClaimLost
+from app.errors import BrokerUnavailable, ClaimLost, StorageUnavailable
 from app.intake import input_name
 from app.record import Phase, Status
 from app.services import build
@@ -94,6 +95,28 @@ def test_a_job_whose_picture_never_came_fails(courier, services):
     courier.sweep()
     ended = services.jobs.get(task_id)
     assert (ended.status, ended.error["code"]) == (Status.FAILED, "upload_expired")
+
+
+def test_a_bucket_that_is_away_is_asked_once_a_sweep_for_all_that_wait(services, tmp_path):
+    asked = []
+
+    def size(name):
+        asked.append(name)
+        raise StorageUnavailable("The bucket does not answer.")
+
+    # The sign of life comes between two jobs too, however long a sweep takes.
+    sign = tmp_path / "alive"
+    settings = services.settings.model_copy(update={"alive_file": str(sign)})
+    away = dataclasses.replace(
+        services, storage=SimpleNamespace(size=size, url_of=services.storage.url_of), settings=settings
+    )
+    late, *_ = [awaiting(services) for _ in range(3)]
+    pass_time(services.redis, late, "upload_expires_at", "uploads")
+    Courier(away).sweep()
+    assert len(asked) == 1
+    assert sign.exists()
+    Courier(services).sweep()
+    assert services.jobs.get(late).error["code"] == "upload_expired"
 
 
 def test_a_picture_that_came_in_the_last_moment_counts(courier, services, published):
