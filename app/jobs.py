@@ -6,10 +6,12 @@ of jobs.lua, which checks the state before it writes (compare-and-set).
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any, cast
 
+from pydantic import ValidationError
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
@@ -237,13 +239,13 @@ class JobStore:
         return cast("list[str]", ask(lambda: self._redis.zrange("jobs:uploads", 0, limit - 1)))
 
     def line(self, queue: str, limit: int) -> list[Waiting]:
-        """Who waits in this queue, first come first."""
+        """Who waits in this queue, first come first; but for those whose parameters this version cannot read."""
         ids = ask(lambda: self._redis.zrange(f"jobs:queued:{queue}", 0, limit - 1))
         pipeline = self._redis.pipeline(transaction=False)
         for task_id in ids:
             pipeline.hget(_key(task_id), "params")
         found = zip(ids, ask(pipeline.execute), strict=True)
-        return [Waiting(task_id, Params.model_validate_json(params)) for task_id, params in found if params]
+        return [waiting for task_id, params in found if params and (waiting := _waiting(task_id, params))]
 
     def queued_before(self, queue: str, seconds: float, limit: int = 1000) -> list[str]:
         """Ids that have waited in this queue for longer than that, the first in line in front."""
@@ -321,6 +323,13 @@ def _key(task_id: str) -> str:
 
 def _seconds(time: tuple[int, int]) -> float:
     return time[0] + time[1] / 1e6
+
+
+def _waiting(task_id: str, params: str) -> Waiting | None:
+    """None where a newer version wrote what this one does not know: the others in the line are not to suffer."""
+    with suppress(ValidationError):
+        return Waiting(task_id, Params.model_validate_json(params))
+    return None
 
 
 def _standing(position: int | None, step_seconds: str | None) -> Standing:

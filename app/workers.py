@@ -7,7 +7,7 @@ worker tells its parent that the model is loaded.
 import json
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
 from redis import Redis
@@ -114,6 +114,11 @@ class WorkerRegistry:
 
 
 def _parse(entry: dict[str, Any]) -> WorkerState:
-    values = {name: value for name, value in entry.items() if name != "at"}
-    loads = tuple(ModelState(**load) for load in values.get("loads", ()))
+    values = _known(WorkerState, entry)
+    loads = tuple(ModelState(**_known(ModelState, load)) for load in values.get("loads", ()))
     return WorkerState(**{**values, "models": tuple(values["models"]), "loads": loads})
+
+
+def _known(kind: type[Any], entry: dict[str, Any]) -> dict[str, Any]:
+    """What this version knows of it: a worker of a newer one may say more."""
+    return {field.name: entry[field.name] for field in fields(kind) if field.name in entry}

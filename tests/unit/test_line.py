@@ -1,5 +1,6 @@
 """Whose turn it is at a worker: the order of jobs where models share one that cannot hold them all."""
 
+import json
 from itertools import groupby
 
 import pytest
@@ -95,6 +96,13 @@ def test_patience_begins_anew_once_the_first_in_line_was_served(queue, line):
         chosen = first_turn(turns, other)
     assert chosen == other.task_id
     assert first_turn(turns, other) == mine.task_id
+
+
+def test_a_job_of_a_newer_version_keeps_nobody_else_from_their_turn(queue, services):
+    newer, first, second = queue(A, A, A)
+    asked = json.loads(services.redis.hget(f"job:{newer.task_id}", "params"))
+    services.redis.hset(f"job:{newer.task_id}", "params", json.dumps({**asked, "mood": "calm"}))
+    assert [waiting.task_id for waiting in services.jobs.line(first.queue, 9)] == [first.task_id, second.task_id]
 
 
 def test_no_patience_means_the_order_of_the_queue(queue, line):

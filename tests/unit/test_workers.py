@@ -7,7 +7,7 @@ import pytest
 
 from app.errors import StoreUnavailable
 from app.services import make_redis
-from app.workers import TTL, WorkerRegistry, WorkerState
+from app.workers import TTL, ModelState, WorkerRegistry, WorkerState
 
 ANN = WorkerState("ann", "gen.tiny", "ready", ("one-1", "two-1"), version="7")
 
@@ -41,6 +41,15 @@ def test_a_silent_worker_is_gone_and_forgotten(registry, services):
     silence(services, "bob", TTL - 2)
     assert [worker.name for worker in registry.all()] == ["bob"]
     assert services.redis.hkeys("workers") == ["bob"]
+
+
+def test_a_worker_of_a_newer_version_may_say_more(registry, services):
+    ann = replace(ANN, loads=(ModelState("one-1", "cpu", 0.5, 100, 200, "aa"),))
+    registry.announce(ann)
+    said = json.loads(services.redis.hget("workers", "ann"))
+    newer = {**said, "mood": "calm", "loads": [{**load, "mood": "calm"} for load in said["loads"]]}
+    services.redis.hset("workers", "ann", json.dumps(newer))
+    assert registry.get("ann") == ann
 
 
 def test_a_worker_that_leaves_is_gone(registry):
