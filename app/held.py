@@ -23,7 +23,7 @@ from app.errors import (
 from app.lease import Lease
 from app.patience import PatientStorage
 from app.pictures import Picture, decode, decode_mask, reread
-from app.previews import Look, Previews, Window
+from app.previews import Look, Window
 from app.record import Job, Phase, compact, output_name
 from app.services import Services
 
@@ -47,7 +47,7 @@ class Held:
         self.outcome: Outcome = ""
         self._services = services
         self._phase = Phase.STARTING
-        self._window = Window(Previews(services.redis), job.task_id)
+        self._window = Window(services.previews, job.task_id)
         self._started = self._lap = self._step = time.monotonic()
         self._laps: dict[str, int] = {}
         self._storage = PatientStorage(services.storage, self.lease, self._time_left)

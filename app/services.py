@@ -15,6 +15,7 @@ from app import tls
 from app.callers import Callers, load_callers
 from app.jobs import JobStore, takes_no_writes
 from app.models import Catalogue, load_catalogue
+from app.previews import Previews
 from app.record import Job
 from app.settings import Settings
 from app.storage import Storage, make_storage
@@ -45,6 +46,7 @@ class Services:
     check_broker: Callable[[], None]
     waiting: Callable[[str], int]
     quarantine: "Quarantine"
+    previews: Previews
     redis: Redis
     clock: Callable[[], float] = time.time
 
@@ -73,6 +75,8 @@ def build(settings: Settings, role: Role) -> Services:
         check_broker=broker.check,
         waiting=broker.waiting,
         quarantine=Quarantine(redis, jobs, broker, settings.result_ttl),
+        # The model itself brings them, and is not to wait for a store that is away.
+        previews=Previews(make_redis(settings, "web") if role == "worker" else redis),
         redis=redis,
     )
 

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import threading
 
 import pytest
 from PIL import Image
@@ -10,6 +11,8 @@ from PIL import Image
 from app import previews
 from app.jobs import EVENTS
 from app.previews import Previews, Window
+from app.services import build
+from tests.stack import free_port
 
 TASK = "task-1"
 
@@ -91,6 +94,16 @@ def test_a_look_that_takes_long_makes_the_pauses_longer(services, clock, heard):
         clock[0] += previews.PAUSE
         window.offer(slow)
     assert len(heard()) == 2
+
+
+def test_the_model_does_not_wait_for_a_store_that_is_away(settings, clock):
+    away = settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{free_port()}/0"})
+    window = Window(build(away, "worker").previews, TASK)
+    clock[0] += 10
+    model = threading.Thread(target=window.offer, args=[refused], daemon=True)
+    model.start()
+    model.join(20)
+    assert not model.is_alive()
 
 
 def test_a_look_that_fails_is_the_last_one_and_harms_nothing(services, clock, heard):
