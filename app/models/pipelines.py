@@ -153,7 +153,7 @@ class DiffusersModel:
             "num_inference_steps": params.num_inference_steps,
             "guidance_scale": params.guidance_scale,
         }
-        with torch.inference_mode():
+        with torch.inference_mode(), _as_it_was(getattr(pipeline, "vae", None)):
             return pipeline(**_accepted(pipeline, common | wishes))
 
     def _set_scheduler(self, pipeline: Any, name: str | None) -> None:
@@ -304,6 +304,17 @@ class _StepsOfMany:
             own = {} if latents is None else {"latents": latents[index : index + 1]}
             steps(pipeline, step, timestep, own)
         return values
+
+
+@contextmanager
+def _as_it_was(vae: Any) -> Iterator[None]:
+    """Some families decode in full precision, and go back to half only where nothing failed meanwhile."""
+    before = getattr(vae, "dtype", None)
+    try:
+        yield
+    finally:
+        if before and vae.dtype != before:
+            vae.to(before)
 
 
 @contextmanager

@@ -230,6 +230,23 @@ def test_numbers_that_overflow_are_an_error_and_never_a_black_picture(load):
         draw(model)
 
 
+# diffusers' own pipeline calls what it means to take away.
+@pytest.mark.filterwarnings("ignore:.*upcast_vae:FutureWarning")
+def test_a_decoder_whose_memory_ran_out_decodes_the_next_picture(load, monkeypatch):
+    """Some families decode half-precision latents in full, and put that back only when it went well."""
+    model = load("sdxl", dtype={"cpu": "float16"})
+    before = draw(model)[0]
+    with monkeypatch.context() as full:
+        full.setattr(model._base.vae, "decode", runs_out)
+        with pytest.raises(torch.OutOfMemoryError):
+            draw(model)
+    assert draw(model)[0].tobytes() == before.tobytes()
+
+
+def runs_out(*_, **__):
+    raise torch.OutOfMemoryError("CUDA out of memory.")
+
+
 def test_frugal_pictures_look_the_same_and_leave_no_trace(load):
     model = load("stable-diffusion")
     before = draw(model)[0]
