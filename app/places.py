@@ -1,44 +1,59 @@
-"""How many clients a web process lets wait at once: each has a thread until it is answered."""
+"""How many of each kind may be at work at once, so that nobody takes what others need."""
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+
+# A kind, and whose of that kind: `("caller", "alice")`.
+Seat = tuple[str, str]
+# Everybody sits here too.
+ALL = ("all", "")
 
 
 class Places:
-    """A known caller has at most half of the threads to wait in, all callers together all but a few.
+    """Seats of several kinds: whoever comes takes all that it needs, or none. `shares`: how many each may have."""
 
-    So whoever does not wait is always answered: the probes, and those who submit.
-    """
-
-    def __init__(self, threads: int, *, callers_are_known: bool) -> None:
-        self._all = max(1, threads - max(2, threads // 64))
-        # One name for everyone says nothing about who takes more than a share.
-        self._each = max(1, threads // 2) if callers_are_known else self._all
-        self._taken: Counter[str] = Counter()
+    def __init__(self, shares: Mapping[str, int]) -> None:
+        self._shares = shares
+        self._taken: Counter[Seat] = Counter()
         self._lock = threading.Lock()
 
-    def take(self, caller: str) -> Callable[[], None] | None:
-        """What gives the place back, to be called once; None when there is none for this caller."""
+    def is_free(self, seat: Seat) -> bool:
+        """Whether there is one more."""
+        return self._taken[seat] < self._shares[seat[0]]
+
+    def take(self, *seats: Seat) -> bool:
+        """Take one of each; False when one of them is not free."""
         with self._lock:
-            if self._taken.total() >= self._all or self._taken[caller] >= self._each:
-                return None
-            self._taken[caller] += 1
-        return lambda: self._leave(caller)
+            free = all(map(self.is_free, seats))
+            self._taken.update(seats if free else [])
+        return free
+
+    def leave(self, *seats: Seat) -> None:
+        """Give back what was taken."""
+        with self._lock:
+            self._taken.subtract(seats)
+            # The names of those who once sat here are not kept.
+            self._taken += Counter()
 
     @contextmanager
-    def taken(self, caller: str) -> Iterator[bool]:
+    def taken(self, *seats: Seat) -> Iterator[bool]:
         """Whether there is a place, and that for as long as this lasts."""
-        leave = self.take(caller)
+        free = self.take(*seats)
         try:
-            yield leave is not None
+            yield free
         finally:
-            if leave:
-                leave()
+            if free:
+                self.leave(*seats)
 
-    def _leave(self, caller: str) -> None:
-        with self._lock:
-            self._taken[caller] -= 1
-            # The names of callers who once waited are not kept.
-            self._taken += Counter()
+
+def to_wait(threads: int, *, callers_are_known: bool) -> Places:
+    """In a web process of so many threads, of which each client that waits has one until it is answered.
+
+    A known caller has at most half of them, all callers together all but a few: so whoever does not wait is always
+    answered, the probes and those who submit.
+    """
+    most = max(1, threads - max(2, threads // 64))
+    # One name for everyone says nothing about who takes more than a share.
+    return Places({"all": most, "caller": max(1, threads // 2) if callers_are_known else most})

@@ -20,7 +20,7 @@ from app.http import answer, caller, responses
 from app.intake import Intake, Submission, input_name, mask_name
 from app.listing import page
 from app.pages import pages
-from app.places import Places
+from app.places import ALL, Seat, to_wait
 from app.record import Job, Phase, Status, output_name
 from app.schemas import (
     EventsHeader,
@@ -93,7 +93,7 @@ class Desk:
         self.services = services
         self.intake = Intake(services)
         self.watch = Watch(services.redis)
-        self.places = Places(services.settings.web_threads, callers_are_known=not services.callers.are_unknown)
+        self.places = to_wait(services.settings.web_threads, callers_are_known=not services.callers.are_unknown)
         self.outbox = Outbox(services.redis, timeout=services.settings.webhook_timeout)
 
     def accept(self, request: GenerateRequest, key: str) -> Response:
@@ -133,7 +133,7 @@ class Desk:
         job = self.look(task_id)
         if not seconds or job.phase.is_terminal:
             return job
-        with self.places.taken(caller().name) as free:
+        with self.places.taken(*_seats()) as free:
             # Who finds no place asks again, as after any wait.
             return self.watch.wait(lambda: self.refresh(job), seconds, http.client_is_gone) if free else job
 
@@ -180,13 +180,13 @@ class Desk:
     def events(self, task_id: str, seen: int | None) -> Response:
         """Server-sent events of the caller's task; raises RateLimited when too many follow already."""
         job = self.look(task_id)
-        leave = self.places.take(caller().name)
-        if leave is None:
+        seats = _seats()
+        if not self.places.take(*seats):
             raise RateLimited("As many clients wait for their tasks as may at once.", retry_after=5)
         stream = self._events(job, seen)
         response = Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
         # Also where the stream was never begun.
-        response.call_on_close(leave)
+        response.call_on_close(lambda: self.places.leave(*seats))
         return response
 
     def _events(self, job: Job, seen: int | None) -> Iterator[str]:
@@ -199,6 +199,11 @@ class Desk:
             return ": alive\n\n"
         data = task_document(event.job, self.services).model_dump() if event.job else event.data
         return f"id: {event.version}\nevent: {event.kind}\ndata: {json.dumps(data)}\n\n"
+
+
+def _seats() -> tuple[Seat, ...]:
+    """What the request's caller takes while it waits."""
+    return ALL, ("caller", caller().name)
 
 
 def _where(document: Task, submission: Submission) -> dict[str, str]:

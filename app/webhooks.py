@@ -10,7 +10,6 @@ import random
 import secrets
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from app.documents import as_time, task_document
 from app.egress import Answer, Egress, parse
 from app.errors import DarkroomError, EgressError, InvalidRequest, NotReady, TaskExpired, TaskNotFound, WebhookNotFound
 from app.jobs import ask
+from app.places import ALL, Places, Seat
 from app.record import Job
 from app.schemas import WebhookPayload
 from app.services import Services
@@ -53,7 +53,7 @@ MOST_ASKED_SECONDS = 6 * 3600
 
 # At once in one courier, how many of these to one host, and for one caller: who is slow holds up its own only.
 THREADS = 16
-SHARES = {"host": 4, "caller": 12}
+SHARES = {"all": THREADS, "host": 4, "caller": 12}
 
 POLL_SECONDS = 0.25
 POSTPONED_SECONDS = 1.0
@@ -196,8 +196,7 @@ class Dispatcher:
         self._outbox = Outbox(services.redis, timeout=settings.webhook_timeout)
         self._egress = egress or Egress(allow_private=settings.webhook_allow_private)
         self._pool = ThreadPoolExecutor(THREADS, "webhook")
-        self._lock = threading.Lock()
-        self._busy: Counter[tuple[str, str]] = Counter()
+        self._places = Places(SHARES)
 
     def run(self, stop: threading.Event) -> None:
         """Until told to stop, and then until what is under way has ended. An outage is over by itself."""
@@ -217,34 +216,23 @@ class Dispatcher:
     def dispatch(self) -> None:
         """Start what is due, as far as there is room for it."""
         for entry in self._outbox.due():
-            if self._busy.total() >= THREADS * len(SHARES):
+            if not self._places.is_free(ALL):
                 return
             seats = self._seats(entry)
-            if not self._sit(seats):
+            if not self._places.take(*seats):
                 self._outbox.postpone(entry)
             elif claim := self._outbox.claim(entry):
                 self._pool.submit(self._deliver, claim, seats)
             else:
-                self._rise(seats)
+                self._places.leave(*seats)
 
-    def _seats(self, entry: str) -> list[tuple[str, str]]:
+    def _seats(self, entry: str) -> list[Seat]:
         """Of whose shares this entry takes a part."""
         key = f"job:{entry.rpartition('.')[0]}"
         url, caller = ask(lambda: self._services.redis.hmget(key, ["webhook_url", "caller"]))
-        return [("host", urlsplit(url or "").hostname or ""), ("caller", caller or "")]
+        return [ALL, ("host", urlsplit(url or "").hostname or ""), ("caller", caller or "")]
 
-    def _sit(self, seats: list[tuple[str, str]]) -> bool:
-        with self._lock:
-            free = all(self._busy[seat] < SHARES[seat[0]] for seat in seats)
-            self._busy.update(seats if free else [])
-        return free
-
-    def _rise(self, seats: list[tuple[str, str]]) -> None:
-        with self._lock:
-            self._busy.subtract(seats)
-            self._busy += Counter()
-
-    def _deliver(self, claim: Claim, seats: list[tuple[str, str]]) -> None:
+    def _deliver(self, claim: Claim, seats: list[Seat]) -> None:
         try:
             job = self._services.jobs.get(claim.task_id)
             with _in_trace(job, claim):
@@ -260,7 +248,7 @@ class Dispatcher:
         except Exception:
             log.exception("webhook.failed", task_id=claim.task_id, webhook_event=claim.event)
         finally:
-            self._rise(seats)
+            self._places.leave(*seats)
 
     def _try(self, job: Job, claim: Claim) -> None:
         """Send, and note in the record how it went. A failure here changes nothing else of the task."""
