@@ -20,6 +20,8 @@ PROMPT = "a most secret prompt"
 @pytest.fixture
 def written(settings):
     """Sends the logs of this process to a text in memory, as the settings say."""
+    # What another test has bound is no part of these lines.
+    structlog.contextvars.clear_contextvars()
     root, before = logging.getLogger(), structlog.get_config()
     handlers, level = root.handlers[:], root.level
 
