@@ -90,8 +90,8 @@ class Broker:
             if time.monotonic() - self._checked >= CHECK_SECONDS:
                 self._fault = self._connect()
                 self._checked = time.monotonic()
-        if self._fault:
-            raise BrokerUnavailable("The broker does not answer.") from self._fault
+            if self._fault:
+                raise BrokerUnavailable("The broker does not answer.") from self._fault
 
     def _connect(self) -> Exception | None:
         """What a fresh connection meets: a held one may be dead."""

@@ -42,12 +42,12 @@ class Caller(BaseModel):
     def _is_a_rate(cls, rate: str) -> str:
         try:
             rates = parse_many(rate) if rate else []
-            fault = "must be above 0" if any(each.amount < 1 for each in rates) else ""
-            fault = "must be one rate alone" if len(rates) > 1 else fault
         except ValueError:
-            fault = "must be written like 10/second, 100/minute or 1000/day; empty for none"
-        if fault:
-            raise ValueError(fault)
+            raise ValueError("must be written like 10/second, 100/minute or 1000/day; empty for none") from None
+        if len(rates) > 1:
+            raise ValueError("must be one rate alone")
+        if any(each.amount < 1 for each in rates):
+            raise ValueError("must be above 0")
         return rate
 
     @property

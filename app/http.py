@@ -5,8 +5,9 @@ import socket
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
+import flask
 import structlog
 import werkzeug.exceptions
 from flask import Flask, Response, g, request
@@ -57,8 +58,17 @@ SIGNED_ENDPOINTS = {"files.download", "files.upload"}
 INERT = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; sandbox"
 
 
+class Request(flask.Request):
+    """Knows its connection too, where gunicorn tells it."""
+
+    def __init__(self, environ: dict[str, Any], *args: Any, **options: Any) -> None:
+        super().__init__(environ, *args, **options)
+        self.connection: socket.socket | None = environ.get("gunicorn.socket")
+
+
 def register(app: Flask, callers: Callers) -> None:
     """Hang the common parts on the app."""
+    app.request_class = Request
     tracing.instrument(app)
     app.before_request(_identify)
     if callers.are_unknown:
@@ -108,8 +118,8 @@ def idempotency_key(key: str) -> str:
 
 def client_is_gone() -> bool:
     """Whether nobody is there to be answered any more."""
-    connection = request.environ.get("gunicorn.socket")
-    if not isinstance(connection, socket.socket):
+    connection = cast("Request", request).connection
+    if connection is None:
         return False
     try:
         return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)

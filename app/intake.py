@@ -3,7 +3,7 @@
 import hashlib
 import math
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -161,23 +161,26 @@ class Intake:
         spec = catalogue.get(request.model_version) if request.model_version else catalogue.default
         params = resolve(request, spec)
         webhooks.check(request.webhook_url, settings)
-        for field in ("input_url", "mask_url"):
-            if url := getattr(params, field):
-                self._check_owner(self._services.storage.name_of(url, field), field, caller)
+        for field, name in self._pictures(params):
+            self._check_owner(name, field, caller)
         deadline = request.deadline_seconds or settings.deadline
         job = self._job(params, spec.queue, caller, deadline, client_ref=request.client_ref, **_webhook(request))
         return self._awaiting(job, request) if request.input_image or request.mask_image else job
 
     def _again(self, job: Job, caller: Caller) -> Job:
         """A new job like this one, from the same pictures; raises InputMissing when they never came."""
-        storage = self._services.storage
-        urls = {field: getattr(job.params, field) for field in ("input_url", "mask_url")}
-        if any(url and storage.size(storage.name_of(url, field)) is None for field, url in urls.items()):
+        if any(self._services.storage.size(name) is None for _, name in self._pictures(job.params)):
             raise InputMissing("The picture that the task starts from is not there; submit it anew and bring one.")
         same = job.params.model_copy(update={"seed_drawn": False})
         # Where its model is served now.
         queue = self._services.catalogue.get(same.model_version).queue
         return self._job(same, queue, caller, job.deadline_seconds, rerun_of=job.task_id, **_webhook(job))
+
+    def _pictures(self, params: Params) -> Iterator[tuple[str, str]]:
+        """The objects that the job starts from, each after the field that names it; raises InvalidRequest."""
+        for field in ("input_url", "mask_url"):
+            if url := getattr(params, field):
+                yield field, self._services.storage.name_of(url, field)
 
     def _check_owner(self, name: str, field: str, caller: Caller) -> None:
         """An object belongs to the task whose id its name begins with; raises InvalidRequest for another caller's."""

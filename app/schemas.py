@@ -109,9 +109,7 @@ class ModelPath(BaseModel):
     model_version: Annotated[str, Field(max_length=100)]
 
 
-class _Query(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Parameters(BaseModel):
     @classmethod
     def model_json_schema(cls, *args: Any, **options: Any) -> dict[str, Any]:
         """As pydantic makes it, but once: flask-openapi3 asks for it with each request, a quarter of a GET's time."""
@@ -119,16 +117,15 @@ class _Query(BaseModel):
 
 
 @functools.cache
-def _schema(query: type[_Query]) -> dict[str, Any]:
-    return query.model_json_schema(by_alias=True)
+def _schema(parameters: type[_Parameters]) -> dict[str, Any]:
+    return parameters.model_json_schema(by_alias=True)
 
 
-class _Header(_Query):
-    # All headers of the request are shown to it.
-    model_config = ConfigDict(extra="ignore")
+class _Query(_Parameters):
+    model_config = ConfigDict(extra="forbid")
 
 
-class KeyHeader(_Header):
+class KeyHeader(_Parameters):
     idempotency_key: Annotated[
         str,
         Field(
@@ -138,7 +135,7 @@ class KeyHeader(_Header):
     ] = ""
 
 
-class EventsHeader(_Header):
+class EventsHeader(_Parameters):
     last_event_id: Annotated[
         str, Field(alias="Last-Event-ID", description="The event after which a stream broke off that is opened again.")
     ] = ""

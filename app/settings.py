@@ -53,6 +53,9 @@ RedisUrl = Annotated[str, _one_of("redis", "rediss", "unix")]
 StorageUrl = Annotated[str, _one_of("gs", "file")]
 
 
+# Google Cloud Storage signs for a week at most.
+LONGEST_SIGNATURE = 604_800
+
 # The files beside the table: the catalogue, and how gunicorn and the one-machine mode are run.
 CONFIG = Path(__file__).parents[1] / "config"
 
@@ -139,10 +142,12 @@ class Settings(BaseSettings):
         False, description="Without API keys, answer other machines too: behind a proxy that says who may ask."
     )
     upload_ttl: int = Field(
-        900, ge=1, le=604_800, description="How long a client may take to upload its input picture."
+        900, ge=1, le=LONGEST_SIGNATURE, description="How long a client may take to upload its input picture."
     )
     upload_max_bytes: int = Field(20_000_000, ge=1, description="Largest input picture.")
-    signed_url_ttl: int = Field(3600, ge=1, le=604_800, description="How long a picture's signed URL is good.")
+    signed_url_ttl: int = Field(
+        3600, ge=1, le=LONGEST_SIGNATURE, description="How long a picture's signed URL is good."
+    )
     result_ttl: int = Field(604_800, ge=1, description="How long finished tasks and pictures are kept.")
     sweep_interval: float = Field(2, gt=0, description="Pause between two sweeps of the courier.")
     unconfirmed_after: float = Field(

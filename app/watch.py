@@ -43,9 +43,9 @@ class Event:
 class Watch:
     """Hands what is told about a job to those who wait for it."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, previews: Previews) -> None:
         self._redis = redis
-        self._previews = Previews(redis)
+        self._previews = previews
         self._inboxes: defaultdict[str, set[Inbox]] = defaultdict(set)
         self._lock = threading.Lock()
         self._listener: threading.Thread | None = None

@@ -92,7 +92,7 @@ class Desk:
     def __init__(self, services: Services) -> None:
         self.services = services
         self.intake = Intake(services)
-        self.watch = Watch(services.redis)
+        self.watch = Watch(services.redis, services.previews)
         self.places = to_wait(services.settings.web_threads, callers_are_known=not services.callers.are_unknown)
         self.outbox = Outbox(services.redis, timeout=services.settings.webhook_timeout)
 

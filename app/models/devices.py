@@ -88,8 +88,12 @@ def is_device_fault(error: BaseException) -> bool:
     """Whether the device failed, so that nothing this process does with it can be trusted any more."""
     if is_out_of_memory(error):
         return False
-    words = isinstance(error, RuntimeError) and any(word in str(error) for word in ("CUDA error", "cuDNN error"))
-    return isinstance(error, torch.AcceleratorError) or words
+    return isinstance(error, torch.AcceleratorError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE_FAULTS)
+    )
+
+
+_DEVICE_FAULTS = ("CUDA error", "cuDNN error")
 
 
 @contextmanager

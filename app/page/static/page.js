@@ -3,8 +3,8 @@
 import { call, forgetKey, hasKey, picture, place, upload } from "./api.js";
 import * as counter from "./counter.js";
 import { byId, make, number, tell } from "./dom.js";
-import * as sheet from "./sheet.js";
 import { onLost } from "./picture.js";
+import * as sheet from "./sheet.js";
 import * as stage from "./stage.js";
 import { Watch } from "./watch.js";
 import { isPending, isReady, state } from "./words.js";
@@ -251,7 +251,7 @@ async function isThere() {
 const awhile = (pause) =>
   new Promise((resolve) => {
     setTimeout(resolve, pause);
-    addEventListener("online", resolve, { once: true });
+    addEventListener("online", resolve, { signal: AbortSignal.timeout(pause) });
   });
 
 onLost(renew);
