@@ -1,8 +1,8 @@
 """One trace from the request to the picture and the webhook, by OpenTelemetry.
 
-Spans are always made, so that every log line and every task has its trace id. They are sent only where
-`OTEL_EXPORTER_OTLP_ENDPOINT` says whereto; the other variables of OpenTelemetry's SDK (`OTEL_TRACES_SAMPLER`, say)
-hold as they are specified. No attribute holds a prompt.
+Every log line and every task has its trace id. Spans are recorded and sent only where `OTEL_EXPORTER_OTLP_ENDPOINT`
+says whereto; the other variables of OpenTelemetry's SDK (`OTEL_TRACES_SAMPLER`, say) hold there as they are specified.
+No attribute holds a prompt.
 """
 
 import time
@@ -50,11 +50,11 @@ def _provider(settings: Settings, role: str) -> Any:
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
 
-    from app.sampling import NoStrays
+    from app.sampling import UNSENT, NoStrays
 
     resource = Resource.create({"service.name": f"darkroom-{role}", "service.version": __version__})
-    provider = TracerProvider(resource=resource)
-    # Around the one that OTEL_TRACES_SAMPLER names.
+    # None is the one that OTEL_TRACES_SAMPLER names.
+    provider = TracerProvider(resource=resource, sampler=None if settings.otel_exporter_otlp_endpoint else UNSENT)
     provider.sampler = NoStrays(provider.sampler)
     if settings.otel_exporter_otlp_endpoint:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -6,7 +6,7 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import SpanKind, TraceFlags
 
 from app import generate, tracing
 from app.errors import GpuOutOfMemory
@@ -65,6 +65,19 @@ def test_no_trace_begins_with_what_nobody_asked_for(made, name, kind, kept):
     with tracing.span(name, kind):
         pass
     assert bool(made()) == kept
+
+
+def is_sampled():
+    """By the trace's own flags."""
+    return bool(int(tracing.traceparent().split("-")[3], 16) & TraceFlags.SAMPLED)
+
+
+def test_where_nothing_is_sent_a_trace_that_begins_has_its_id_and_is_not_recorded(settings, monkeypatch):
+    monkeypatch.setattr(tracing, "_TRACER", tracing._provider(settings, "web").get_tracer("darkroom"))
+    with tracing.span("step") as step:
+        assert (step.is_recording(), is_sampled(), len(tracing.trace_id())) == (False, False, 32)
+    with tracing.continued(PARENT), tracing.span("step"):
+        assert is_sampled()
 
 
 def test_a_command_within_a_trace_is_part_of_it(made):
