@@ -36,10 +36,14 @@ local leave = {
 local enter = {
   AWAITING_UPLOAD = function() index('uploads', time('upload_expires_at')) end,
   QUEUED = function()
+    -- Who comes back, because its worker left or was lost, takes the place in line that it had at first.
+    local before = get('queued_at')
+    if before then redis.call('HSETNX', key, 'place', before) end
+    local place = before and time('place') or now
     stamp('queued_at')
     put('token', 'none')
     index('unconfirmed', now)
-    index('queued:' .. get('queue'), get('priority') == 'low' and now + LATER or now)
+    index('queued:' .. get('queue'), get('priority') == 'low' and place + LATER or place)
     unindex('leases')
   end,
   STARTING = function()

@@ -159,6 +159,24 @@ def test_a_queue_counts_its_own_jobs_in_their_order(jobs):
     assert [jobs.standing(first).position, jobs.standing(second).position] == [None, 0]
 
 
+@pytest.mark.parametrize("way", ["lost", "handed back"])
+@pytest.mark.parametrize("priority", ["normal", "low"])
+def test_a_job_whose_worker_goes_again_and_again_keeps_its_place_in_line(jobs, redis, way, priority):
+    first, second = line = [job(priority=priority), job(priority=priority)]
+    for new in line:
+        jobs.create(new)
+        _next_millisecond(jobs)
+    for token in ("t1", "t2"):
+        assert claim(jobs, first.task_id, token).verdict == "claimed"
+        if way == "lost":
+            lease_runs_out(redis, first.task_id)
+            assert jobs.requeue(first.task_id)
+        else:
+            jobs.release(first.task_id, token)
+        assert [jobs.standing(each).position for each in line] == [0, 1]
+        assert jobs.get(first.task_id).queued_at > jobs.get(second.task_id).queued_at, "for the last time"
+
+
 def _next_millisecond(jobs):
     now = jobs.now()
     until(lambda: jobs.now() > now + 0.001, 1, "the next millisecond")
