@@ -206,6 +206,9 @@ class DeadlineExceeded(JobError):
 class Canceled(JobError):
     code = "canceled"
 
+    def __init__(self, message: str = "Canceled by the client.") -> None:
+        super().__init__(message)
+
 
 class GpuOutOfMemory(JobError):
     code = "gpu_out_of_memory"

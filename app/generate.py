@@ -140,7 +140,7 @@ class Runner:
         """End a queued job that may not be claimed any more, and say why. The rest is someone else's to end."""
         error: JobError
         if verdict == "canceled":
-            error = Canceled("Canceled by the client.")
+            error = Canceled()
         elif verdict == "overdue":
             error = DeadlineExceeded("The deadline passed before a worker was free.")
         elif verdict == "exhausted":

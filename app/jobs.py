@@ -148,7 +148,7 @@ class JobStore:
         answer = self._move("renew", task_id, token, self._lease, *progress)
         self._hold(task_id, answer)
         if answer[0] == "cancel":
-            raise Canceled("Canceled by the client.")
+            raise Canceled
 
     def advance(self, task_id: str, token: str, phase: Phase) -> None:
         """Enter the next phase of running; raises ClaimLost, InvalidTransition."""
@@ -275,7 +275,7 @@ class JobStore:
     @property
     def _if_canceled(self) -> tuple[str, int]:
         """The error of a canceled job, and for how long that is kept."""
-        return json.dumps(Canceled("Canceled by the client.").document()), self._result_ttl
+        return json.dumps(Canceled().document()), self._result_ttl
 
     def _finish(
         self, task_id: str, token: str, status: Status, fields: dict[str, str], *, quarantine: bool = False

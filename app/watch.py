@@ -152,8 +152,8 @@ class Watch:
     def _tell(self, text: str) -> None:
         try:
             event = json.loads(text)
-            task_id = event["task_id"]
-        except (ValueError, TypeError, KeyError):
+            task_id = str(event["task_id"])
+        except (ValueError, TypeError, KeyError, RecursionError):
             # Whoever says such a thing on our channel: it must not end our listening.
             log.warning("watch.unreadable")
             return

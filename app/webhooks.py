@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -219,12 +219,18 @@ class Dispatcher:
             if not self._places.is_free(ALL):
                 return
             seats = self._seats(entry)
-            if not self._places.take(*seats):
-                self._outbox.postpone(entry)
-            elif claim := self._outbox.claim(entry):
-                self._pool.submit(self._deliver, claim, seats)
+            if self._places.take(*seats):
+                self._begin(entry, seats)
             else:
-                self._places.leave(*seats)
+                self._outbox.postpone(entry)
+
+    def _begin(self, entry: str, seats: list[Seat]) -> None:
+        """Deliver it in a thread, which gives the seats back; nobody sits there for what is not to be had."""
+        with ExitStack() as hands:
+            hands.callback(self._places.leave, *seats)
+            if claim := self._outbox.claim(entry):
+                self._pool.submit(self._deliver, claim, seats)
+                hands.pop_all()
 
     def _seats(self, entry: str) -> list[Seat]:
         """Of whose shares this entry takes a part."""

@@ -20,6 +20,15 @@ def redis(services):
 
 
 @pytest.fixture
+def full(redis):
+    """Redis has no memory for anything new, until `full()` is called."""
+    redis.config_resetstat()
+    redis.config_set("maxmemory", 1)
+    yield lambda: redis.config_set("maxmemory", 0)
+    redis.config_set("maxmemory", 0)
+
+
+@pytest.fixture
 def file(tmp_path):
     return tmp_path / "keys.yaml"
 

@@ -216,15 +216,6 @@ def test_a_store_that_does_not_answer_is_told_as_such(settings):
             ask()
 
 
-@pytest.fixture
-def full(redis):
-    """Redis has no memory for anything new, until `full()` is called."""
-    redis.config_resetstat()
-    redis.config_set("maxmemory", 1)
-    yield lambda: redis.config_set("maxmemory", 0)
-    redis.config_set("maxmemory", 0)
-
-
 def test_a_full_store_is_told_where_people_wait(jobs, full):
     with pytest.raises(StoreUnavailable):
         jobs.create(job())

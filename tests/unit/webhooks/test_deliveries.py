@@ -11,7 +11,7 @@ import structlog
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.egress import Answer
-from app.errors import AddressRefused, EgressError, Internal, NotReady, WebhookNotFound
+from app.errors import AddressRefused, EgressError, Internal, NotReady, StoreUnavailable, WebhookNotFound
 from app.record import Phase
 from app.settings import Settings
 from app.webhooks import MAX_TRIES, MOST_ASKED_SECONDS, OUTBOX, SHARES, Dispatcher, pause, sign
@@ -313,6 +313,20 @@ def test_an_outage_of_the_store_does_not_end_the_deliveries(settings):
     stop.set()
     thread.join(20)
     assert not thread.is_alive()
+
+
+def test_a_store_that_takes_no_writes_for_a_while_keeps_no_seats(services, ended, request):
+    ended()
+    has_memory_again = request.getfixturevalue("full")
+    receiver = Recorder()
+    dispatcher = Dispatcher(services, receiver)
+    for _ in range(SHARES["all"] + 1):
+        with pytest.raises(StoreUnavailable):
+            dispatcher.dispatch()
+    has_memory_again()
+    dispatcher.dispatch()
+    dispatcher.close()
+    assert len(receiver.sent) == 1
 
 
 def test_a_redelivery_starts_all_over(services, ended, outbox):
