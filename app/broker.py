@@ -16,14 +16,17 @@ from opentelemetry.trace import SpanKind
 from redis.exceptions import RedisError
 
 from app import tracing
-from app.errors import BrokerUnavailable
+from app.errors import BrokerUnavailable, NotRequeuable
 from app.record import Job
 from app.tasks import GENERATE, PUBLISH_TIMEOUT, QUARANTINE
 
-# A broker that stops says so on connections that it closes: amqp's own error, which is none of kombu's.
-_AWAY = (OperationalError, KombuError, RedisError, amqp.exceptions.ConnectionError, OSError)
+# A broker that stops says so on connections that it closes, and one that refuses a message says so on its channel:
+# amqp's own errors, which are none of kombu's.
+_AWAY = (OperationalError, KombuError, RedisError, amqp.exceptions.AMQPError, OSError)
 
 CHECK_SECONDS = 1.0
+# For which one who publishes waits for others who do: with what the broker itself may take, it is below two seconds.
+SEAT_SECONDS = 0.4
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Broker:
 
     def publish(self, job: Job) -> None:
         """Send the job's message and wait until the broker has it."""
-        if not self._seats.acquire(timeout=2 * PUBLISH_TIMEOUT):
+        if not self._seats.acquire(timeout=SEAT_SECONDS):
             raise BrokerUnavailable("The queue takes jobs too slowly; try again shortly.")
         try:
             # In the job's own trace, whoever publishes: the sweep, or a look at a task whose input has come. Celery's
@@ -68,7 +71,15 @@ class Broker:
             self._seats.release()
 
     def _send(self, job: Job) -> None:
-        headers: dict[str, str] = {}
+        try:
+            self._send_once(job)
+        except amqp.exceptions.ChannelError:
+            # Nobody takes it: the queue was deleted behind our back. The next try makes it again.
+            self._send_once(job)
+
+    def _send_once(self, job: Job) -> None:
+        # Beside what is in the body, which the workers of the version before would not read.
+        headers: dict[str, Any] = {"deadline_at": job.deadline_at}
         tracing.inject(headers)
         self._app.send_task(
             GENERATE,
@@ -119,8 +130,10 @@ class Broker:
                 limit -= 1
 
     def send_again(self, letter: DeadLetter) -> None:
-        """Put a dead letter back into the queue that it came from."""
-        queue = self._app.amqp.queues[letter.queue]
+        """Put a dead letter back into the queue that it came from; raises NotRequeuable where that is no more."""
+        queue = self._app.amqp.queues.get(letter.queue)
+        if queue is None:
+            raise NotRequeuable("The queue that it came from is served no more; drop it.")
         try:
             with self._app.producer_pool.acquire(block=True) as producer:
                 producer.publish(

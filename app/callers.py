@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from redis import Redis
 from redis.exceptions import RedisError
 
-from app.errors import RateLimited, SettingsError, StoreUnavailable, Unauthorized
+from app.errors import RateLimited, SettingsError, StoreUnavailable, Unauthorized, reason
 from app.settings import Settings
 
 log = structlog.get_logger("darkroom.callers")
@@ -192,7 +192,7 @@ def _entries(path: Path) -> list[Any]:
 
 def _told(index: int, error: Any) -> str:
     place = ".".join(["callers", str(index), *map(str, error["loc"])])
-    return f"{place}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{place}: {reason(error)}"
 
 
 def _repeated(callers: list[Caller]) -> list[str]:

@@ -1,6 +1,7 @@
 """What no GPU is needed for: the sweep, which finds jobs that nobody looks after and moves them on; and webhooks.
 
-Each index is sorted by time, so that a sweep costs what it moves and not what exists.
+Each index is sorted by time, so that a sweep costs what it moves and not what exists; but for uploads that are awaited:
+each is a question to the bucket, and a sweep has so much time for them and no more.
 """
 
 import signal
@@ -63,6 +64,7 @@ class Courier:
         self._intake = Intake(services)
         # How many messages each queue lacked at the last look.
         self._lacked = dict[str, int]()
+        self._unseen = list[str]()
 
     def sweep_if_first(self) -> None:
         """Sweep unless another courier has just done so; an outage is logged, and over by itself."""
@@ -90,9 +92,15 @@ class Courier:
         metrics.SWEEP.set_to_current_time()
 
     def _look_for_uploads(self) -> None:
-        """A bucket that is away is asked once: those who have lost their workers must not wait for it."""
+        """From where the last sweep stopped, for as long as the time between two of them.
+
+        Those who have lost their workers must not wait for a bucket that is slow; one that is away is asked once.
+        """
+        self._unseen = self._unseen or self._services.jobs.waiting_uploads()
+        until = self._services.clock() + self._services.settings.sweep_interval
         try:
-            self._each(self._services.jobs.waiting_uploads(), self._waiting)
+            while self._unseen and self._services.clock() < until:
+                self._each([self._unseen.pop(0)], self._waiting)
         except StorageUnavailable as error:
             log.warning("sweep.uploads_not_seen", reason=str(error))
 

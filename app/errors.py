@@ -25,6 +25,7 @@ request may succeed later (`retryable`). docs/errors.md tells clients of each co
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
@@ -241,6 +242,13 @@ class SafetyBlocked(JobError):
 
 class Internal(JobError):
     code, retryable = "internal", True
+
+
+def reason(mistake: Mapping[str, Any]) -> str:
+    """What pydantic found wrong, in words; a pattern says little to people."""
+    if mistake["type"] == "string_pattern_mismatch":
+        return "has characters that are not allowed here"
+    return str(mistake["msg"]).removeprefix("Value error, ")
 
 
 # What HTTP itself refuses, before a request is understood, by its status.

@@ -67,12 +67,12 @@ class Runner:
         self._stops = False
         self.worn = False
 
-    def run(self, message: dict[str, Any]) -> dict[str, Any]:
+    def run(self, own: Job) -> dict[str, Any]:
         """Run the job whose turn this message is, and go on with the line behind it for as long as a turn lasts.
 
         Gives the first job's id and the verdict. Raises JobError when that job FAILED, or the message's own had.
         """
-        own, began = Job.from_message(message), time.monotonic()
+        began = time.monotonic()
         with self._endings:
             task_id, first = self._first(own)
             while isinstance(first, Held) and self._goes_on(began) and self._another(own):

@@ -39,8 +39,7 @@ from app.workers import status_among
 
 log = structlog.get_logger("darkroom.intake")
 
-# Seconds within which a first request with an idempotency key is over: it waits for two answers of the broker until it
-# may publish, and for three to do so; the rest is for all else.
+# Seconds within which a first request with an idempotency key is over: half of them are the broker's at most.
 IN_FLIGHT = 8 * PUBLISH_TIMEOUT
 
 TASK_ID_LENGTH = len(str(uuid.UUID(int=0)))
@@ -54,9 +53,14 @@ _REFUSALS: dict[str, type[RequestError]] = {
 
 @dataclass(frozen=True)
 class Submission:
-    """An accepted job; `replayed` when an earlier request with the same idempotency key made it."""
+    """An accepted job; `replayed` when an earlier request with the same idempotency key made it.
+
+    `upload` and `mask_upload` say how the client brings the picture and the mask; None where none is awaited.
+    """
 
     job: Job
+    upload: SignedUpload | None
+    mask_upload: SignedUpload | None
     replayed: bool = False
     notice: str | None = None
     standing: Standing | None = None
@@ -87,31 +91,30 @@ class Intake:
             return self._replay(earlier)
         job = prepare()
         notice = self._look_for_workers(job)
+        # Before there is a record: where nothing can be signed, nothing is accepted.
+        uploads = self._uploads(job)
         accepted = self._services.jobs.create(job, terms)
         if accepted.verdict in ("replay", "reused"):
             return self._replay(accepted)
         self._check_verdict(accepted.verdict, job, terms)
-        if job.phase is Phase.QUEUED:
-            self._publish_or_undo(job)
-        _note(job)
         # Without it the record was made by the same request, whose first answer was lost on its way.
         recorded = accepted.job or self._services.jobs.get(job.task_id)
-        return Submission(recorded, notice=notice, standing=accepted.standing)
+        if job.phase is Phase.QUEUED:
+            self._publish_or_undo(recorded)
+        _note(job)
+        return Submission(recorded, *uploads, notice=notice, standing=accepted.standing)
 
-    def upload(self, job: Job) -> SignedUpload | None:
-        """How the client brings the input picture; None when none is awaited."""
-        return self._upload(job, input_name(job.task_id))
-
-    def mask_upload(self, job: Job) -> SignedUpload | None:
-        """How the client brings the mask; None when none is awaited."""
-        return self._upload(job, mask_name(job.task_id))
+    def _uploads(self, job: Job) -> tuple[SignedUpload | None, SignedUpload | None]:
+        return self._upload(job, input_name(job.task_id)), self._upload(job, mask_name(job.task_id))
 
     def _upload(self, job: Job, name: str) -> SignedUpload | None:
         if name not in self._awaited(job):
             return None
-        seconds = int((job.upload_expires_at or 0) - self._services.jobs.now())
+        # A job that is not on the record yet has all of its time.
+        ends = job.upload_expires_at
+        seconds = (job.upload_seconds or 0) if ends is None else ends - self._services.jobs.now()
         most = self._services.settings.upload_max_bytes
-        return self._services.storage.upload_url(name, max(seconds, 1), most)
+        return self._services.storage.upload_url(name, max(int(seconds), 1), most)
 
     def _awaited(self, job: Job) -> list[str]:
         """The names of the objects that the client brings before the job is queued: input picture, mask or both."""
@@ -246,7 +249,7 @@ class Intake:
         # Later on it is unconfirmed for other reasons: it went back into the line, or its web process has died.
         if jobs.unconfirmed(job.task_id) and jobs.now() - (job.created_at or 0) < IN_FLIGHT:
             raise IdempotencyConflict
-        return Submission(job, replayed=True)
+        return Submission(job, *self._uploads(job), replayed=True)
 
     def _publish_or_undo(self, job: Job) -> None:
         try:

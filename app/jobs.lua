@@ -101,6 +101,12 @@ function moves.create()
     if earlier[1] then return {earlier[2] == ARGV[4] and 'replay' or 'reused', earlier[1]} end
   end
   put('token', 'none', unpack(ARGV, 9))
+  -- Made again from a message, when there may be nothing of the job any more because its time is over.
+  local deadline = get('deadline_at') and time('deadline_at') or now + time('deadline_seconds')
+  if deadline <= now then
+    redis.call('DEL', key)
+    return {'overdue', id}
+  end
   local caller = get('caller')
   -- A record that is lost leaves its id behind. Nothing is open long after its deadline.
   redis.call('ZREMRANGEBYSCORE', 'jobs:open:' .. caller, '-inf', now - 3600)
@@ -117,12 +123,12 @@ function moves.create()
     redis.call('EXPIRE', ticket, ARGV[5])
     put('ticket', ARGV[3])
   end
-  index('open:' .. caller, now + time('deadline_seconds'))
+  index('open:' .. caller, deadline)
   index('of:' .. caller, now)
   redis.call('EXPIRE', 'jobs:of:' .. caller, ARGV[8])
-  index('model:' .. get('model_version'), now + time('deadline_seconds'))
+  index('model:' .. get('model_version'), deadline)
   stamp('created_at')
-  put('deadline_at', string.format('%.3f', now + time('deadline_seconds')))
+  put('deadline_at', string.format('%.3f', deadline))
   if get('upload_seconds') then put('upload_expires_at', string.format('%.3f', now + time('upload_seconds'))) end
   enter[get('phase')]()
   index('deadlines', time('deadline_at'))
@@ -131,7 +137,7 @@ function moves.create()
     redis.call('HGET', 'models:step_seconds', get('model_version'))}
 end
 
--- How long a word in a record's place outlives every message of its job: those wait until the deadline at most.
+-- How long a word in a record's place outlives every message of its job: after the deadline those make nothing again.
 local function outlasting(seconds) return math.ceil(math.max(tonumber(seconds), time('deadline_at') - now)) end
 
 -- seconds: publishing failed, so the client is told no. What stands in the record's place for so long at least makes
@@ -184,7 +190,22 @@ function moves.claim()
   return {'claimed', redis.call('HGETALL', key)}
 end
 
--- as claim, then queue, how many to look at, model, ...: the first in line that is for one of these models.
+local function set(names)
+  local found = {}
+  for _, name in ipairs(names) do found[name] = true end
+  return found
+end
+
+-- Whether there is no parameter but these: a newer version's job is for its workers.
+local function asks_for_no_more_than(names)
+  for name in pairs(cjson.decode(get('params'))) do
+    if not names[name] then return false end
+  end
+  return true
+end
+
+-- as claim, then queue, how many to look at, names of parameters and models, both as JSON: the first in line that is for
+-- one of these models.
 function moves.claim_next()
   -- Asked again after an answer that was lost on its way: not for one more job.
   local asked = 'claim:' .. ARGV[3]
@@ -193,11 +214,10 @@ function moves.claim_next()
     key, id = 'job:' .. earlier, earlier
     return {id, unpack(moves.claim())}
   end
-  local models = {}
-  for _, model in ipairs({unpack(ARGV, 8)}) do models[model] = true end
+  local names, models = set(cjson.decode(ARGV[8])), set(cjson.decode(ARGV[9]))
   for _, first in ipairs(redis.call('ZRANGE', 'jobs:queued:' .. ARGV[6], 0, ARGV[7] - 1)) do
     key, id = 'job:' .. first, first
-    if models[get('model_version')] then
+    if models[get('model_version')] and asks_for_no_more_than(names) then
       redis.call('SET', asked, id, 'EX', math.ceil(ARGV[5]))
       return {id, unpack(moves.claim())}
     end

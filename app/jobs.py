@@ -82,8 +82,9 @@ class Standing:
 
 @dataclass(frozen=True)
 class Acceptance:
-    """`created`, or why not: `exists`, `replay`, `reused`, `queue_full`, `quota_exceeded`; and for which job.
+    """`created`, or why not, and for which job.
 
+    Why not: `exists`, `overdue`, `replay`, `reused`, `queue_full`, `quota_exceeded`.
     With `created` comes the job as it is on the record, and how it stands.
     """
 
@@ -135,12 +136,21 @@ class JobStore:
 
     def claim(self, task_id: str, token: str, owner: str) -> Claim:
         """Ask for a job. Any verdict but `claimed` means: not yours, acknowledge the message."""
-        return _claim(task_id, *self._move("claim", task_id, token, owner, self._lease))
+        return self._claim(task_id, token, *self._move("claim", task_id, token, owner, self._lease))
 
     def claim_next(self, queue: str, most: int, models: list[str], token: str, owner: str) -> Claim:
         """The same for the first in this queue's line that is for one of these models; looks at so many at most."""
-        task_id, *answer = self._move("claim_next", "", token, owner, self._lease, queue, most, *models)
-        return _claim(task_id, *answer)
+        known = (json.dumps(list(Params.model_fields)), json.dumps(models))
+        task_id, *answer = self._move("claim_next", "", token, owner, self._lease, queue, most, *known)
+        return self._claim(task_id, token, *answer)
+
+    def _claim(self, task_id: str, token: str, verdict: str, record: list[str] | None = None) -> Claim:
+        """The answer; a job of which a newer version wrote what this one does not know goes back into the line."""
+        try:
+            return Claim(verdict, from_record(task_id, _pairs(record), to_run=True) if record else None, task_id)
+        except ValidationError:
+            self.release(task_id, token)
+            return Claim("held", task_id=task_id)
 
     def renew(self, task_id: str, token: str, step: int | None = None, steps: int | None = None) -> None:
         """Hold the claim for another lease, and tell how far the work is; raises ClaimLost, and Canceled."""
@@ -334,10 +344,6 @@ def _waiting(task_id: str, params: str) -> Waiting | None:
 
 def _standing(position: int | None, step_seconds: str | None) -> Standing:
     return Standing(position, float(step_seconds) if step_seconds else None)
-
-
-def _claim(task_id: str, verdict: str, record: list[str] | None = None) -> Claim:
-    return Claim(verdict, from_record(task_id, _pairs(record)) if record else None, task_id)
 
 
 def _pairs(flat: list[str]) -> dict[str, str]:

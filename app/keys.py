@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from app.callers import Caller, digest_of, read_callers
 from app.console import Output, answers
-from app.errors import DarkroomError
+from app.errors import DarkroomError, reason
 
 _HEADER = "# The callers of this deployment. `python -m app keys` writes this file whole; comments are not kept.\n"
 _UNSET = "API_KEYS_FILE is not set: put this entry into the file that it will name."
@@ -31,7 +31,7 @@ def new_key(name: str, **terms: Any) -> tuple[str, Caller]:
     try:
         return key, Caller(name=name, sha256=digest_of(key), **terms)
     except ValidationError as error:
-        faults = (f"{e['loc'][0]}: {e['msg'].removeprefix('Value error, ')}" for e in error.errors(include_input=False))
+        faults = (f"{e['loc'][0]}: {reason(e)}" for e in error.errors(include_input=False))
         raise KeysError("; ".join(faults)) from None
 
 

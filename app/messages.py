@@ -18,15 +18,15 @@ def read(headers: Any, content_type: str, body: Any) -> Job:
         raise Unreadable("its headers name no task of ours")
     if content_type != "application/json":
         raise Unreadable("it is not in JSON")
-    job = _job(body)
+    job = _job(body, headers.get("deadline_at"))
     if job.task_id != headers.get("id"):
         raise Unreadable("its header and its body name different tasks")
     return job
 
 
-def _job(body: Any) -> Job:
+def _job(body: Any, deadline_at: float | None) -> Job:
     try:
         _, arguments, _ = json.loads(bytes(body) if isinstance(body, memoryview) else body)
-        return Job.from_message(arguments["message"])
+        return Job.from_message(arguments["message"], deadline_at)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Unreadable(f"its body holds no job ({type(error).__name__})") from None

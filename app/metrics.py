@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 from prometheus_client.registry import Collector
 
-from app import __version__
+from app import __version__, tallies
 from app.errors import SettingsError
 from app.settings import Settings
 
@@ -146,8 +146,10 @@ def forget(settings: Settings, pid: int) -> None:
 
 
 def clear(settings: Settings) -> None:
-    """The role is gone, and takes its numbers with it."""
+    """The role is gone, and takes its numbers with it; a folder that it was given may be others' too."""
     folder = Path(settings.prometheus_multiproc_dir)
+    if not tallies.is_own(folder):
+        return
     for file in folder.glob("*.db"):
         file.unlink(missing_ok=True)
     with suppress(OSError):

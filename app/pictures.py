@@ -110,7 +110,7 @@ def reread(data: bytes, params: Params, index: int) -> Picture | None:
             image.load()
             same = image.info.get("seed") == str(seed) and image.info.get("prompt") == params.prompt
             return Picture(seed, data, image.width, image.height) if same else None
-    except Exception:  # noqa: BLE001, see decode
+    except Exception:  # noqa: BLE001, see _opened
         return None
 
 

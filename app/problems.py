@@ -7,11 +7,10 @@ import structlog
 from flask import Flask, Response, g, request
 from gunicorn.http.errors import ParseException
 from pydantic import ValidationError
-from pydantic_core import ErrorDetails
 from werkzeug.exceptions import HTTPException, NotFound, RequestEntityTooLarge
 
 from app import tracing
-from app.errors import HTTP_CODES, InvalidRequest, RequestError
+from app.errors import HTTP_CODES, InvalidRequest, RequestError, reason
 from app.schemas import FieldError, Problem
 
 log = structlog.get_logger("darkroom.web")
@@ -38,13 +37,6 @@ def invalid(error: ValidationError) -> Response:
     found = error.errors(include_input=False, include_url=False)[:MOST_ERRORS]
     errors = [{"field": ".".join(map(str, e["loc"]))[:LONGEST_NAME] or "body", "reason": reason(e)} for e in found]
     return _refused(InvalidRequest("; ".join(f"{e['field']}: {e['reason']}" for e in errors)[:1000], errors))
-
-
-def reason(mistake: ErrorDetails) -> str:
-    """What pydantic found wrong, in words; a pattern says little to people."""
-    if mistake["type"] == "string_pattern_mismatch":
-        return "has characters that are not allowed here"
-    return mistake["msg"].removeprefix("Value error, ")
 
 
 def _refused(error: RequestError) -> Response:

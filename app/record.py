@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from pydantic import ValidationError
+
 from app.params import Params
 
 
@@ -87,13 +89,16 @@ class Job:
     def message(self) -> dict[str, Any]:
         """What travels through the broker: enough to make a lost record again."""
         # Without what equals the defaults: a worker of the version before knows no field that was added since.
-        return {name: getattr(self, name) for name in _OWN} | self.params.model_dump(exclude_defaults=True)
+        blank = Job(task_id="", params=self.params, queue="")
+        own = {name: getattr(self, name) for name in _OWN if getattr(self, name) != getattr(blank, name)}
+        return own | self.params.model_dump(exclude_defaults=True)
 
     @classmethod
-    def from_message(cls, message: dict[str, Any]) -> "Job":
-        """The queued job that `message()` described."""
+    def from_message(cls, message: dict[str, Any], deadline_at: float | None = None) -> "Job":
+        """The queued job that `message()` described, and the deadline that it had."""
         own = {key: message[key] for key in _OWN if key in message}
-        return cls(params=Params.model_validate({k: v for k, v in message.items() if k not in own}), **own)
+        params = Params.model_validate({k: v for k, v in message.items() if k not in own})
+        return cls(params=params, deadline_at=deadline_at, **own)
 
 
 # What of a message is the job's own; the rest are its parameters.
@@ -110,8 +115,9 @@ _DOCUMENTS = {"attempts", "images", "metrics", "error", "safety", "webhook_event
 _TEXTS = {"queue", "worker_version", "client_ref", "caller", "rerun_of", "traceparent", "webhook_url"}
 
 
-def from_record(task_id: str, record: dict[str, str]) -> Job:
-    params = Params.model_validate_json(record["params"])
+def from_record(task_id: str, record: dict[str, str], *, to_run: bool = False) -> Job:
+    """Raises ValidationError for a job `to_run` of which a newer version wrote what this one does not know."""
+    params = Params.model_validate_json(record["params"]) if to_run else _shown(record["params"])
     values: dict[str, Any] = {name: record[name] for name in _TEXTS & record.keys()}
     values |= {name: float(record[name]) for name in _TIMES & record.keys()}
     values |= {name: int(record[name]) for name in _COUNTS & record.keys()}
@@ -126,6 +132,15 @@ def from_record(task_id: str, record: dict[str, str]) -> Job:
         images=[{**_image(task_id, params, index), **image} for index, image in enumerate(stored)],
         **values,
     )
+
+
+def _shown(text: str) -> Params:
+    """What this version knows of what a newer one wrote: to be told, and not to be run."""
+    try:
+        return Params.model_validate_json(text)
+    except ValidationError:
+        told = json.loads(text)
+        return Params.model_construct(**{name: told[name] for name in Params.model_fields if name in told})
 
 
 def _image(task_id: str, params: Params, index: int) -> dict[str, Any]:
@@ -154,6 +169,7 @@ def to_record(job: Job) -> dict[str, str | int | float]:
         "attempt": job.attempt,
         "max_attempts": job.max_attempts,
         "deadline_seconds": job.deadline_seconds,
+        "deadline_at": job.deadline_at,
         "upload_seconds": job.upload_seconds,
         "client_ref": job.client_ref,
         "caller": job.caller,

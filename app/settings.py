@@ -7,6 +7,7 @@ for a setting of its own.
 import base64
 import re
 import socket
+from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +18,7 @@ from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
 
 from app import __version__
-from app.errors import SettingsError
+from app.errors import SettingsError, reason
 
 
 def _is_an_address(url: str) -> str:
@@ -82,9 +83,7 @@ class Settings(BaseSettings):
     public_url: Address = Field(
         "", description="The address clients use, for `file://` URLs; default `http://` + `WEB_BIND`."
     )
-    web_bind: str = Field(
-        "127.0.0.1:8000", pattern=r"^unix:.|:\d+$", description="Where the web tier listens, `host:port`."
-    )
+    web_bind: str = Field("127.0.0.1:8000", pattern=r":\d+$", description="Where the web tier listens, `host:port`.")
     trusted_proxies: int = Field(
         0, ge=0, description="Proxies before the web tier whose word on client and scheme (`X-Forwarded-*`) counts."
     )
@@ -188,7 +187,7 @@ class Settings(BaseSettings):
     @field_validator("web_bind")
     @classmethod
     def _a_port_that_there_is(cls, bind: str) -> str:
-        if not bind.startswith("unix:") and not 1 <= int(bind.rpartition(":")[2]) <= 65_535:
+        if not 1 <= int(bind.rpartition(":")[2]) <= 65_535:
             raise ValueError("must end in a port from 1 to 65535")
         return bind
 
@@ -221,7 +220,7 @@ class Settings(BaseSettings):
         """Whether only this machine reaches the web tier, as far as WEB_BIND says."""
         host = self.web_bind.rpartition(":")[0].strip("[]")
         try:
-            return self.web_bind.startswith("unix:") or host == "localhost" or ip_address(host).is_loopback
+            return host == "localhost" or ip_address(host).is_loopback
         except ValueError:
             return False
 
@@ -279,11 +278,10 @@ def load(**instead: Any) -> Settings:
         raise SettingsError("\n".join(_describe(e) for e in error.errors(include_input=False))) from None
 
 
-def _describe(error: "object") -> str:
-    name = ".".join(str(part) for part in error["loc"]).upper()  # type: ignore[index]
-    message = str(error["msg"]).removeprefix("Value error, ")  # type: ignore[index]
-    if error["type"] == "string_pattern_mismatch":  # type: ignore[index]
-        # A pattern says little to people.
+def _describe(error: Mapping[str, Any]) -> str:
+    name = ".".join(str(part) for part in error["loc"]).upper()
+    message = reason(error)
+    if error["type"] == "string_pattern_mismatch":
         message = f"not of the form that config/README.md gives: {Settings.model_fields[name.lower()].description}"
     return f"{name}: {message}" if name else message
 

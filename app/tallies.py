@@ -29,6 +29,11 @@ def folder() -> str:
                 return made
 
 
+def is_own(path: Path) -> bool:
+    """Whether it is a folder of one role alone, made here."""
+    return path.name.startswith(_PREFIX)
+
+
 def _remove_unless_held(left: Path) -> None:
     try:
         held = _take(left)

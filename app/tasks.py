@@ -14,6 +14,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from app import tls
 from app.errors import JobError
 from app.models import Catalogue
+from app.record import Job
 from app.settings import Settings
 
 QUARANTINE = "quarantine"
@@ -21,7 +22,7 @@ GENERATE = "darkroom.generate"
 
 # Seconds that a web process gives the broker for one answer. A hung broker costs three of them (publish, close,
 # connect once more), and a POST must answer 503 within two seconds.
-PUBLISH_TIMEOUT = 0.6
+PUBLISH_TIMEOUT = 0.5
 
 DAY = 86_400
 
@@ -42,7 +43,6 @@ _COMMON: dict[str, Any] = {
     "task_serializer": "json",
     "accept_content": ["json"],
     "enable_utc": True,
-    # The broker's own word that the message is safe, or an error.
     "task_publish_retry_policy": {"max_retries": 1, "interval_start": 0, "interval_max": 0.2},
     # A typo in a queue's name must fail, not make a queue that nobody consumes.
     "task_create_missing_queues": False,
@@ -59,6 +59,7 @@ def _broker(settings: Settings, catalogue: Catalogue, role: str) -> dict[str, An
 
 
 def _rabbitmq(_: Settings, catalogue: Catalogue, role: str) -> dict[str, Any]:
+    # The broker's own word that the message is safe, or an error.
     transport: dict[str, Any] = {"confirm_publish": True}
     if role != "worker":
         # Nothing but the socket's own timeout bounds a broker that hangs or holds publishers back.
@@ -160,18 +161,18 @@ def celery_url(redis_url: str) -> str:
     return "redis+socket" + redis_url.removeprefix("unix") if redis_url.startswith("unix:") else redis_url
 
 
-_run: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+_run: Callable[[Job], dict[str, Any]] | None = None
 
 
-def serve(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def serve(run: Callable[[Job], dict[str, Any]]) -> None:
     """From now on this process runs jobs: the child of a worker, once its models are there."""
     global _run
     _run = run
 
 
-@shared_task(name=GENERATE, throws=(JobError,))
-def generate(message: dict[str, Any]) -> dict[str, Any]:
+@shared_task(name=GENERATE, bind=True, throws=(JobError,))
+def generate(task: Any, message: dict[str, Any]) -> dict[str, Any]:
     """Run one job. A job that FAILED fails here too, so that Flower and the exporter tell the truth."""
     if _run is None:
         raise RuntimeError("no models are loaded in this process")
-    return _run(message)
+    return _run(Job.from_message(message, task.request.get("deadline_at")))

@@ -26,10 +26,9 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from app import problems
 from app.callers import check_door
 from app.client import Client
-from app.errors import DarkroomError
+from app.errors import DarkroomError, reason
 from app.models import load_catalogue
 from app.schemas import GenerateRequest
 from app.settings import CONFIG, Settings, load, load_client
@@ -178,7 +177,7 @@ def _check_prompt(prompt: str) -> None:
     try:
         GenerateRequest(prompt=prompt)
     except ValidationError as error:
-        raise UpError(f"--prompt: {problems.reason(error.errors()[0])}") from None
+        raise UpError(f"--prompt: {reason(error.errors()[0])}") from None
 
 
 @contextmanager

@@ -99,8 +99,10 @@ class Desk:
     def accept(self, request: GenerateRequest, key: str) -> Response:
         """The ticket for a new task, or for the one that this request made before."""
         submission = self.intake.submit(request, caller(), http.idempotency_key(key))
-        job, upload, mask = submission.job, self.intake.upload(submission.job), self.intake.mask_upload(submission.job)
-        document = submitted_document(job, self.services, upload, mask, submission.notice, submission.standing)
+        upload, mask = submission.upload, submission.mask_upload
+        document = submitted_document(
+            submission.job, self.services, upload, mask, submission.notice, submission.standing
+        )
         return answer(document, 202, **_where(document, submission), **retry_after(document))
 
     def accept_again(self, task_id: str, key: str) -> Response:

@@ -28,6 +28,7 @@ from app import settings as settings_module
 from app.errors import DeviceLost, ModelLoadFailed, SettingsError, StoreUnavailable
 from app.generate import Runner
 from app.line import Line
+from app.record import Job
 from app.services import Services, build, make_redis
 from app.settings import Settings
 from app.tasks import RECYCLE_KIB, declare_queues, make_celery, serve
@@ -96,10 +97,10 @@ class Child:
         self._models.measure()
         return replace(self._me, state="ready", models=tuple(self._models), loads=self._models.report())
 
-    def run(self, message: dict[str, Any]) -> dict[str, Any]:
+    def run(self, job: Job) -> dict[str, Any]:
         """See `Runner.run`. Memory that ran out ends the process after this job, a device that failed at once."""
         try:
-            return self._runner.run(message)
+            return self._runner.run(job)
         except DeviceLost as error:
             # Without a word to Celery, so that the message goes back. The lease ends by itself, and the attempt
             # counts: a job that breaks the device each time must not go round for ever.
@@ -179,7 +180,7 @@ def _later(seconds: float, act: Callable[..., Any], *args: Any) -> None:
 
 
 def _signal_children(worker: Any, number: int) -> None:
-    """SIGTERM makes the child hand its job back (generate.py)."""
+    """SIGTERM makes the child hand its job back (held.py)."""
     for process in _children(worker):
         with suppress(ProcessLookupError):
             os.kill(process.pid, number)

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from app.errors import SettingsError, UnknownModelVersion
+from app.errors import SettingsError, UnknownModelVersion, reason
 from app.models.spec import Capability, Defaults, Limits, ModelSpec
 
 __all__ = ["Capability", "Catalogue", "Defaults", "Limits", "ModelSpec", "load_catalogue"]
@@ -76,17 +76,13 @@ def _parse(entries: list[Any]) -> tuple[list[ModelSpec], list[str]]:
         try:
             specs.append(ModelSpec.model_validate(entry))
         except ValidationError as error:
-            mistakes += [f"{_place(index, entry, e['loc'])}: {_reason(e)}" for e in error.errors()]
+            mistakes += [f"{_place(index, entry, e['loc'])}: {reason(e)}" for e in error.errors()]
     return specs, mistakes
 
 
 def _place(index: int, entry: Any, location: tuple[int | str, ...]) -> str:
     name = entry.get("model_version") if isinstance(entry, dict) else None
     return ".".join(map(str, ("models", index, *location))) + (f" ({name})" if isinstance(name, str) else "")
-
-
-def _reason(error: Any) -> str:
-    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _repeated(entries: list[Any]) -> list[str]:

@@ -4,8 +4,11 @@ import contextlib
 import hashlib
 import signal
 import time
+import uuid
+from dataclasses import replace
 from urllib.parse import urlsplit
 
+import kombu
 import pytest
 import redis
 import requests
@@ -78,19 +81,51 @@ def test_a_message_that_comes_five_times_is_run_once(stack):
     stack.start("worker-2")
     stack.ready("steady")
     ticket = submit(stack, 1)[0]
-    publish_again(stack, ticket, 4)
+    broker, jobs = of(stack)
+    for _ in range(4):
+        broker.publish(jobs.get(ticket))
     task = stack.client.wait(ticket, 30)
     assert (task["status"], task["attempt"], len(task["attempts"])) == ("SUCCEEDED", 1, 1)
 
 
-def publish_again(stack, ticket, times):
-    """As the sweep does it, from this process."""
+def of(stack):
+    """The stack's broker and jobs, as the sweep has them."""
     names = Settings.model_fields
     settings = Settings(**{k.lower(): v for k, v in stack.settings.items() if k.lower() in names})
-    publisher = Broker(make_celery(settings, load_catalogue(settings.models_file), "courier"))
-    jobs = JobStore(make_redis(settings, "courier"), result_ttl=settings.result_ttl, lease=settings.lease)
-    for _ in range(times):
-        publisher.publish(jobs.get(ticket))
+    broker = Broker(make_celery(settings, load_catalogue(settings.models_file), "courier"))
+    return broker, JobStore(make_redis(settings, "courier"), result_ttl=settings.result_ttl, lease=settings.lease)
+
+
+def test_a_message_that_outlives_its_record_makes_the_job_again_until_its_deadline(stack):
+    stack.start("web")
+    stack.start("worker")
+    stack.ready("steady")
+    broker, jobs = of(stack)
+    known = jobs.get(submit(stack, 1, steps=2)[0])
+    late, lost = (replace(known, task_id=str(uuid.uuid4()), deadline_at=jobs.now() + left) for left in (-1, 600))
+    for job in (late, lost):
+        broker.publish(job)
+    # One message after the other: when this one is done, so is the one before it.
+    until(lambda: get(stack, lost).status_code == 200, 30, "its record is made again")
+    assert stack.client.wait(lost.task_id, 30)["status"] == "SUCCEEDED"
+    assert jobs.get(lost.task_id).deadline_at == pytest.approx(lost.deadline_at, abs=0.01)
+    assert get(stack, late).status_code == 404
+
+
+def get(stack, job):
+    return requests.get(f"{stack.url}/tasks/{job.task_id}", timeout=10)
+
+
+def test_a_queue_that_is_deleted_behind_the_web_tiers_back_costs_no_job(stack):
+    stack.start("web")
+    stack.ready()
+    submit(stack, 1, steps=2)
+    with kombu.Connection(stack.settings["BROKER_URL"]) as connection, connection.channel() as channel:
+        channel.queue_delete("gen.test")
+    ticket = submit(stack, 1, steps=2)[0]
+    assert of(stack)[0].waiting("gen.test") == 1
+    stack.start("worker")
+    assert stack.client.wait(ticket, 60)["status"] == "SUCCEEDED"
 
 
 def test_a_worker_told_to_stop_hands_its_job_to_another(stack):

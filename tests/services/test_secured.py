@@ -1,9 +1,11 @@
 """RabbitMQ and Redis with users, passwords and TLS, as docs/security.md says: it suffices, and more is refused."""
 
 import contextlib
+import json
 import re
 import shutil
 import subprocess
+import sys
 import uuid
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -123,11 +125,22 @@ def test_the_stated_rights_suffice_for_the_life_of_a_job(broker_url, redis_url, 
         rejected(stack)
         [entry] = until(lambda: list(stack.client.quarantine()), 20, "the message is in quarantine")
         stack.client.requeue(entry["id"])
+        assert doctor(stack) == {"redis": True, "broker": True}
     finally:
         stack.stop()
     for role in stack.roles:
         assert [word for word in ("ACCESS_REFUSED", "NOPERM", "NOAUTH") if role.wrote(word)] == []
         assert [url for url in (broker_url, redis_url) if role.wrote(urlsplit(url).password)] == []
+
+
+def doctor(stack):
+    """What it says of the two servers, by name."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "app", "doctor", "--json"],
+        env={"PATH": "", **stack.settings}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    checks = json.loads(ran.stdout)["checks"]
+    return {check["name"]: check["ok"] for check in checks if check["name"] in ("redis", "broker")}
 
 
 def rejected(stack):

@@ -58,7 +58,7 @@ def queue(services):
 
 
 def turn(services, model, own):
-    return runner(services, {"tiny-scenes-1": model}).run(own.message())
+    return runner(services, {"tiny-scenes-1": model}).run(own)
 
 
 def states(services, jobs):

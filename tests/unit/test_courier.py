@@ -119,6 +119,24 @@ def test_a_bucket_that_is_away_is_asked_once_a_sweep_for_all_that_wait(services,
     assert services.jobs.get(late).error["code"] == "upload_expired"
 
 
+def test_a_slow_bucket_has_a_sweeps_time_and_the_next_sweep_goes_on_where_that_was_over(services):
+    asked, now = [], SimpleNamespace(seconds=0.0)
+
+    def size(name):
+        asked.append(name)
+        now.seconds += services.settings.sweep_interval * 0.6
+
+    slow = SimpleNamespace(size=size, url_of=services.storage.url_of)
+    courier = Courier(dataclasses.replace(services, storage=slow, clock=lambda: now.seconds))
+    waiting = [input_name(awaiting(services)) for _ in range(3)]
+    courier.sweep()
+    assert len(asked) == 2
+    courier.sweep()
+    assert sorted(asked) == sorted(waiting)
+    courier.sweep()
+    assert len(asked) == 5, "from the beginning again"
+
+
 def test_a_picture_that_came_in_the_last_moment_counts(courier, services, published):
     task_id = awaiting(services)
     services.storage.put(input_name(task_id), picture(), "image/png")

@@ -61,7 +61,7 @@ def queued(services):
 
 
 def run(services, queued_job, model=None, name="worker-1"):
-    return runner(services, {"tiny-scenes-1": model or Painter()}, name).run(queued_job.message())
+    return runner(services, {"tiny-scenes-1": model or Painter()}, name).run(queued_job)
 
 
 def raising(error):

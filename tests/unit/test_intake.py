@@ -12,6 +12,7 @@ from app.errors import (
     InputMissing,
     InvalidRequest,
     NoWorker,
+    StorageUnavailable,
     TaskNotFound,
     UnknownModelVersion,
 )
@@ -39,8 +40,18 @@ def broken(services):
 
 
 def submit(intake, **fields):
-    job = intake.submit(GenerateRequest(prompt="a red star", **fields), ANYONE).job
-    return job, intake.upload(job)
+    submission = intake.submit(GenerateRequest(prompt="a red star", **fields), ANYONE)
+    return submission.job, submission.upload
+
+
+def test_where_no_upload_can_be_signed_nothing_is_accepted(intake, services, published, monkeypatch):
+    def away(*_):
+        raise StorageUnavailable
+
+    monkeypatch.setattr(services.storage, "upload_url", away)
+    with pytest.raises(StorageUnavailable):
+        submit(intake, input_image=True)
+    assert (list(services.redis.scan_iter("job*")), published) == ([], [])
 
 
 def test_an_accepted_job_is_on_record_published_once_and_confirmed(intake, services, published):

@@ -68,6 +68,46 @@ def test_a_message_makes_the_same_job_again():
     assert Job.from_message(json.loads(json.dumps(new.message()))) == new
 
 
+def test_a_record_made_again_from_its_message_keeps_its_deadline(jobs):
+    new = job(deadline_seconds=3600, deadline_at=jobs.now() + 60)
+    assert jobs.create(new).verdict == "created"
+    assert jobs.get(new.task_id).deadline_at == pytest.approx(new.deadline_at, abs=0.01)
+
+
+def test_a_message_that_outlives_its_deadline_makes_nothing_again(jobs, redis):
+    late = job(deadline_at=jobs.now() - 1)
+    assert jobs.create(late).verdict == "overdue"
+    assert list(redis.scan_iter("job*")) == []
+
+
+def of_a_newer_version(redis, task_id, **more):
+    """As if a newer version had written so much more into this job's parameters."""
+    params = json.loads(redis.hget(f"job:{task_id}", "params"))
+    redis.hset(f"job:{task_id}", "params", json.dumps({**params, **more}))
+
+
+NEWER = [{"mood": "calm"}, {"priority": "urgent"}]
+
+
+@pytest.mark.parametrize("more", NEWER)
+def test_a_job_of_a_newer_version_can_be_looked_at(jobs, redis, more):
+    task_id = reach(jobs, Phase.QUEUED)
+    of_a_newer_version(redis, task_id, **more)
+    shown = jobs.get(task_id).params
+    assert (shown.prompt, shown.width, shown.num_images) == (job().params.prompt, job().params.width, 1)
+
+
+@pytest.mark.parametrize("more", NEWER)
+def test_a_job_of_a_newer_version_is_left_in_line_for_its_workers(jobs, redis, more):
+    newer, other = reach(jobs, Phase.QUEUED), reach(jobs, Phase.QUEUED)
+    of_a_newer_version(redis, newer, **more)
+    assert claim(jobs, newer).verdict == "held"
+    assert jobs.claim_next("gen.tiny", 4, ["tiny-scenes-1"], "t2", "worker-1").verdict in ("claimed", "held")
+    left = jobs.get(newer)
+    assert (left.phase, left.attempt, jobs.standing(left).position) == (Phase.QUEUED, 0, 0)
+    assert jobs.get(other).attempt == (1 if "mood" in more else 0), "unknown names are passed over"
+
+
 def test_an_id_is_taken_once(jobs):
     new = job()
     assert jobs.create(new)

@@ -148,7 +148,7 @@ def test_every_job_is_done_and_models_take_turns_instead_of_being_loaded_for_eac
     jobs, shelf = queue(*[A, B] * 4), Shelf(A, B)
     worker = runner(services, shelf)
     for waiting in jobs:
-        worker.run(waiting.message())
+        worker.run(waiting)
     assert [services.jobs.get(done.task_id).status for done in jobs] == ["SUCCEEDED"] * 8
     assert ([name for name, _ in groupby(shelf.order)], shelf.loads) == ([A, B], 1)
 
@@ -156,20 +156,14 @@ def test_every_job_is_done_and_models_take_turns_instead_of_being_loaded_for_eac
 def test_the_turn_of_a_job_that_is_done_serves_the_one_that_was_passed_over(services, queue):
     passed_over, mine = queue(B, A)
     worker = runner(services, Shelf(A, B))
-    assert worker.run(passed_over.message()) == {"task_id": mine.task_id, "verdict": "succeeded"}
-    assert worker.run(mine.message()) == {"task_id": passed_over.task_id, "verdict": "succeeded"}
-
-
-def test_a_turn_that_nobody_needs_ends_quietly(services, queue):
-    [only] = queue(A)
-    worker = runner(services, Shelf(A))
-    assert [worker.run(only.message())["verdict"] for _ in range(2)] == ["succeeded", "done"]
+    assert worker.run(passed_over) == {"task_id": mine.task_id, "verdict": "succeeded"}
+    assert worker.run(mine) == {"task_id": passed_over.task_id, "verdict": "succeeded"}
 
 
 def test_two_workers_serve_a_mixed_queue_once_each(services, queue):
     jobs = queue(A, B, B, A, A, B)
     workers = [runner(services, Shelf(A, B), "one"), runner(services, Shelf(B, A), "two")]
-    done = [workers[number % 2].run(waiting.message()) for number, waiting in enumerate(jobs)]
+    done = [workers[number % 2].run(waiting) for number, waiting in enumerate(jobs)]
     assert sorted(turn["task_id"] for turn in done) == sorted(waiting.task_id for waiting in jobs)
     assert {turn["verdict"] for turn in done} == {"succeeded"}
 
@@ -190,13 +184,13 @@ def test_a_job_of_low_priority_stands_behind_normal_ones_that_came_later(service
 def test_normal_jobs_go_first_whichever_message_comes_and_the_low_ones_have_their_turn_then(services, mixed):
     first, second, normal = mixed
     worker = runner(services, Shelf(A))
-    served = [worker.run(new.message())["task_id"] for new in mixed]
+    served = [worker.run(new)["task_id"] for new in mixed]
     assert served == [normal.task_id, first.task_id, second.task_id]
 
 
 def test_a_turn_that_goes_on_takes_normal_jobs_before_low_ones(services, mixed):
     *_, normal = mixed
-    runner(services, Shelf(A), turn=30).run(mixed[1].message())
+    runner(services, Shelf(A), turn=30).run(mixed[1])
     began = {new.task_id: services.jobs.get(new.task_id).started_at for new in mixed}
     assert min(began, key=began.get) == normal.task_id
 
@@ -218,5 +212,5 @@ def test_the_lost_record_of_a_job_of_low_priority_is_made_again_by_its_message(s
     queue(A)
     lost = job(model_version=A, priority="low")
     worker = runner(services, Shelf(A))
-    assert worker.run(lost.message()) == {"task_id": lost.task_id, "verdict": "succeeded"}
+    assert worker.run(lost) == {"task_id": lost.task_id, "verdict": "succeeded"}
     assert services.jobs.get(lost.task_id).params.priority == "low"

@@ -73,8 +73,19 @@ def test_a_message_of_ours_is_read():
 
 
 def test_a_message_leaves_out_what_a_worker_of_the_version_before_may_not_know():
-    assert "priority" not in job().message()
-    assert Job.from_message(job(priority="low").message()).params.priority == "low"
+    new = job()
+    assert not {"priority", "client_ref", "rerun_of", "webhook_url", "webhook_events"} & new.message().keys()
+    assert Job.from_message(new.message()) == new
+    told = job(priority="low", webhook_url="https://hooks.example/", webhook_events=["completed"], rerun_of="1")
+    assert Job.from_message(told.message()) == told
+
+
+def test_a_message_read_anew_has_the_deadline_that_it_had(services):
+    new = job()
+    services.jobs.create(new)
+    deadline = services.jobs.get(new.task_id).deadline_at
+    letter = letter_of(new, headers={"task": GENERATE, "id": new.task_id, "deadline_at": deadline})
+    assert read(letter.headers, letter.content_type, letter.body).deadline_at == deadline
 
 
 def test_a_message_that_nobody_can_read_is_kept_and_listed_once(services, letters, client):

@@ -120,7 +120,7 @@ def test_no_line_of_a_whole_run_holds_the_prompt(services, lines, error):
     new = job(prompt=PROMPT, negative_prompt=PROMPT)
     services.jobs.create(new)
     try:
-        runner(services, {"tiny-scenes-1": Model(error)}).run(new.message())
+        runner(services, {"tiny-scenes-1": Model(error)}).run(new)
     except JobError:
         logging.getLogger("celery").exception("raised")
     told = lines()

@@ -123,14 +123,14 @@ def test_each_job_of_a_turn_goes_its_whole_way_in_its_own_trace(services, made, 
     lines = Lines()
     monkeypatch.setattr(generate, "log", lines)
     with tracing.continued(jobs[0].traceparent):
-        runner(services, {"tiny-scenes-1": Painter()}, turn=60).run(jobs[0].message())
+        runner(services, {"tiny-scenes-1": Painter()}, turn=60).run(jobs[0])
     assert [sorted(steps(made, each)) for each in jobs] == [sorted(WAY)] * 2
     assert lines.said == [("job.attempt_ended", each.traceparent.split("-")[1]) for each in jobs]
 
 
 def test_jobs_that_are_made_at_once_show_the_one_call_in_each_of_their_traces(services, made, jobs):
     with tracing.continued(jobs[0].traceparent):
-        runner(services, {"tiny-scenes-1": Press()}).run(jobs[0].message())
+        runner(services, {"tiny-scenes-1": Press()}).run(jobs[0])
     assert [steps(made, each).count("job.inference") for each in jobs] == [1, 1]
     assert {s.attributes["darkroom.batch_size"] for s in made() if s.name == "job.inference"} == {2}
 

@@ -66,47 +66,47 @@ def phases(services, jobs):
 def test_a_turn_goes_on_until_the_line_is_empty_and_the_other_messages_find_nothing_to_do(services, queue):
     jobs, painter = queue(4), Painter()
     one = worker(services, painter)
-    assert one.run(jobs[0].message()) == {"task_id": jobs[0].task_id, "verdict": "succeeded"}
+    assert one.run(jobs[0]) == {"task_id": jobs[0].task_id, "verdict": "succeeded"}
     assert phases(services, jobs) == [Phase.DONE] * 4
-    assert [one.run(each.message())["verdict"] for each in jobs[1:]] == ["done"] * 3
+    assert [one.run(each)["verdict"] for each in jobs[1:]] == ["done"] * 3
     assert painter.made == 4
 
 
 def test_a_turn_that_is_over_begins_no_other_job(services, queue):
     jobs = queue(2)
-    worker(services, turn=0).run(jobs[0].message())
+    worker(services, turn=0).run(jobs[0])
     assert phases(services, jobs) == [Phase.DONE, Phase.QUEUED]
 
 
 def test_a_worker_that_is_about_to_leave_ends_its_turn_with_the_job_it_is_at(services, queue):
     jobs = queue(2)
     one = worker(services, Painter(lambda _: one.stop()))
-    one.run(jobs[0].message())
+    one.run(jobs[0])
     assert phases(services, jobs) == [Phase.DONE, Phase.QUEUED]
 
 
 def test_a_worker_that_holds_too_much_memory_ends_its_turn_with_the_job_it_is_at(services, queue):
     jobs, held = queue(3), []
     painter = Painter(held.append)
-    runner(services, {"tiny-scenes-1": painter}, turn=LONG, spent=lambda: len(held) > 1).run(jobs[0].message())
+    runner(services, {"tiny-scenes-1": painter}, turn=LONG, spent=lambda: len(held) > 1).run(jobs[0])
     assert phases(services, jobs) == [Phase.DONE, Phase.DONE, Phase.QUEUED]
 
 
 def test_jobs_of_models_that_this_worker_does_not_have_are_left_to_others(services, queue):
     other, mine = queue(1, model_version="other-1"), queue(2)
-    worker(services).run(mine[0].message())
+    worker(services).run(mine[0])
     assert phases(services, [*other, *mine]) == [Phase.QUEUED, Phase.DONE, Phase.DONE]
 
 
 def test_two_workers_share_a_line_and_no_job_is_made_twice(services, queue):
     jobs, painters = queue(12), [Painter(), Painter()]
     workers = [runner(services, {"tiny-scenes-1": each}, str(each), LONG) for each in painters]
-    turns = [threading.Thread(target=one.run, args=[each.message()]) for one, each in zip(workers, jobs, strict=False)]
+    turns = [threading.Thread(target=one.run, args=[each]) for one, each in zip(workers, jobs, strict=False)]
     for turn in turns:
         turn.start()
     for turn in turns:
         turn.join(LONG)
-    left = [one.run(each.message()) for one, each in zip(workers, jobs, strict=False)]
+    left = [one.run(each) for one, each in zip(workers, jobs, strict=False)]
     assert {each["verdict"] for each in left} <= {"done", "succeeded"}
     assert phases(services, jobs) == [Phase.DONE] * 12
     assert sum(each.made for each in painters) == 12
@@ -116,11 +116,11 @@ def test_two_workers_share_a_line_and_no_job_is_made_twice(services, queue):
 def test_a_job_that_failed_in_anothers_turn_fails_its_own_message_too(services, queue, another_waits):
     [first], [bad], [last] = queue(1), queue(1, input_url=services.storage.url_of("input/none")), queue(1)
     one = worker(services)
-    assert one.run(first.message())["verdict"] == "succeeded"
+    assert one.run(first)["verdict"] == "succeeded"
     assert phases(services, [first, bad, last]) == [Phase.DONE] * 3
     waiting = queue(int(another_waits))
     with pytest.raises(InputInvalid.__base__, match="not there") as told:
-        one.run(bad.message())
+        one.run(bad)
     assert told.value.document() == services.jobs.get(bad.task_id).error
     assert phases(services, waiting) == [Phase.DONE] * len(waiting)
 
@@ -128,7 +128,7 @@ def test_a_job_that_failed_in_anothers_turn_fails_its_own_message_too(services, 
 def test_a_canceled_or_overdue_job_in_the_line_does_not_end_the_turn(services, queue):
     jobs = queue(3)
     services.redis.hset(f"job:{jobs[1].task_id}", "deadline_at", 1)
-    worker(services).run(jobs[0].message())
+    worker(services).run(jobs[0])
     assert phases(services, jobs) == [Phase.DONE] * 3
     assert services.jobs.get(jobs[1].task_id).error["code"] == "deadline_exceeded"
 
@@ -140,7 +140,7 @@ def test_memory_that_ran_out_ends_the_turn(services, queue):
 
     jobs = queue(3)
     one = worker(services, Painter(run_out))
-    one.run(jobs[0].message())
+    one.run(jobs[0])
     assert (phases(services, jobs), one.worn) == ([Phase.DONE, Phase.DONE, Phase.QUEUED], True)
 
 
@@ -153,14 +153,14 @@ def test_a_picture_is_stored_while_the_next_one_is_made(services, queue):
     jobs = queue(2)
     painter = Painter(lambda number: number == 2 and begun.set())
     slow = dataclasses.replace(services, storage=Store(services.storage, wait_for_the_next))
-    worker(slow, painter).run(jobs[0].message())
+    worker(slow, painter).run(jobs[0])
     assert [services.jobs.get(each.task_id).status for each in jobs] == ["SUCCEEDED"] * 2
 
 
 def test_a_job_is_not_done_before_its_picture_is_stored_whatever_the_next_one_does(services, queue):
     jobs, seen = queue(2), []
     slow = dataclasses.replace(services, storage=Store(services.storage, lambda _: seen.append(phases(services, jobs))))
-    worker(slow).run(jobs[0].message())
+    worker(slow).run(jobs[0])
     assert [stored[number] for number, stored in enumerate(seen)] == [Phase.UPLOADING] * 2
 
 
@@ -177,7 +177,7 @@ def test_who_loses_the_claim_while_its_picture_is_stored_writes_no_result(servic
             until(is_taken_over, 10, "another worker has it")
 
     shaky = dataclasses.replace(services, storage=Store(services.storage, lose))
-    assert worker(shaky).run(jobs[0].message())["verdict"] == "claim_lost"
+    assert worker(shaky).run(jobs[0])["verdict"] == "claim_lost"
     assert phases(services, jobs) == [Phase.STARTING, Phase.DONE]
 
 
@@ -194,7 +194,7 @@ def test_a_worker_that_must_stop_hands_back_the_job_it_makes_and_the_one_whose_s
     jobs = queue(2)
     hanging = dataclasses.replace(services, storage=Store(services.storage, lambda _: goes_on.wait(LONG)))
     with pytest.raises(SystemExit):
-        worker(hanging, Painter(stop)).run(jobs[0].message())
+        worker(hanging, Painter(stop)).run(jobs[0])
     assert [(services.jobs.get(each.task_id).phase, services.jobs.get(each.task_id).attempt) for each in jobs] == [
         (Phase.QUEUED, 0)
     ] * 2
@@ -208,7 +208,7 @@ def test_a_worker_that_must_stop_lets_a_picture_that_is_nearly_stored_be_stored(
 
     jobs = queue(2)
     with pytest.raises(SystemExit):
-        worker(services, Painter(stop)).run(jobs[0].message())
+        worker(services, Painter(stop)).run(jobs[0])
     assert phases(services, jobs) == [Phase.DONE, Phase.QUEUED]
 
 
@@ -223,5 +223,5 @@ def test_who_has_cost_a_worker_begins_when_everyone_before_it_in_the_turn_has_en
         before, after = phases(services, [first, tried])
         seen.append({"first is done": before is Phase.DONE, "tried waits": after is Phase.QUEUED})
 
-    worker(services, Painter(look)).run(first.message())
+    worker(services, Painter(look)).run(first)
     assert seen == [{"first is done": False, "tried waits": True}, {"first is done": True, "tried waits": False}]

@@ -70,9 +70,9 @@ def submit(services):
 
 def test_a_job_with_a_mask_to_come_waits_for_it(services, submit, published):
     given = services.storage.url_of("output/earlier.png")
-    job = submit(input_url=given, mask_image=True).job
-    intake = Intake(services)
-    assert (intake.upload(job), intake.mask_upload(job).method) == (None, "PUT")
+    accepted, intake = submit(input_url=given, mask_image=True), Intake(services)
+    job = accepted.job
+    assert (accepted.upload, accepted.mask_upload.method) == (None, "PUT")
     assert (intake.start_if_uploaded(job), published) == (False, [])
     services.storage.put(mask_name(job.task_id), picture(), "image/png")
     assert (intake.start_if_uploaded(job), len(published)) == (True, 1)

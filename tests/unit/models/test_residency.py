@@ -171,7 +171,7 @@ def test_a_device_that_fails_while_a_model_is_loaded_ends_the_process_too(reside
     new = job(num_inference_steps=steps)
     services.jobs.create(new)
     with pytest.raises(DeviceLost):
-        runner(services, models).run(new.message())
+        runner(services, models).run(new)
     assert services.jobs.get(new.task_id).error is None
 
 
@@ -199,7 +199,7 @@ def test_a_model_that_breaks_while_a_batch_is_sought_ends_its_job_with_a_reason(
     new = job(seed_drawn=True)
     services.jobs.create(new)
     with pytest.raises(JobError):
-        runner(services, models).run(new.message())
+        runner(services, models).run(new)
     assert services.jobs.get(new.task_id).error["code"] == "internal"
 
 
@@ -209,7 +209,7 @@ def test_a_lost_device_leaves_the_job_to_its_lease(residents, services):
     new = job()
     services.jobs.create(new)
     with pytest.raises(DeviceLost):
-        runner(services, models).run(new.message())
+        runner(services, models).run(new)
     left = services.jobs.get(new.task_id)
     assert (left.phase in (Phase.STARTING, Phase.RUNNING), left.attempt) == (True, 1)
 
