@@ -259,7 +259,21 @@ def test_a_worker_runs_with_few_rights_and_its_secrets_are_no_arguments(tmp_path
     assert {"--read-only", "--cap-drop", "--user"} <= set(started.split())
     assert "--publish 9465:9464" in started
     assert "--gpus device=1" in started
-    assert set(re.findall(r"--env (\w+)", started)) <= {name.upper() for name in Settings.model_fields}
+    assert set(re.findall(r"--env (\w+)", started)) <= {name.upper() for name in Settings.model_fields} | {"HF_TOKEN"}
+    assert f"--env-file {tmp_path}/settings.env" in started
+
+
+@pytest.mark.parametrize(("hub_token", "handed_on"), [("true", "value-of---secret=darkroom-hub-token"), ("", "none")])
+def test_a_token_of_the_hub_is_asked_for_where_there_is_one(tmp_path, path, hub_token, handed_on):
+    path(docker='[[ $1 != run ]] || echo "${HF_TOKEN:-none}" >"$DARKROOM_ETC/told"\n', gcloud='echo "value-of-${!#}"\n')
+    (tmp_path / "version").write_text("1.2.3\n")
+    environ = {
+        "RUNTIME_DIRECTORY": str(tmp_path), "DARKROOM_ETC": str(tmp_path), "NOTES": str(tmp_path / "notes"),
+        "IMAGE": "hub/worker", "SECRET_PREFIX": "darkroom", "HOSTNAME": "gpu-1", "HUB_TOKEN": hub_token,
+        "PATH": f"{tmp_path}/bin:/usr/bin:/bin",
+    }  # fmt: skip
+    run(ROOT / "infra/modules/gpu_worker/files/darkroom-worker", "1", env=environ)
+    assert (tmp_path / "told").read_text() == f"{handed_on}\n"
 
 
 def test_a_new_machine_asks_its_group_for_the_version_and_keeps_it(tmp_path, path):

@@ -51,6 +51,7 @@ class Machine:
         (folder / "bin/python3").symlink_to(sys.executable)
         environment = {**MACHINE, "STORAGE_URL": backends["STORAGE_URL"]}
         (folder / "etc/worker.env").write_text("".join(f"{name}={value}\n" for name, value in environment.items()))
+        (folder / "etc/settings.env").write_text("LOG_LEVEL=INFO\n")
         (folder / "etc/version").write_text("1.0.0-good\n")
         for name in ("broker-url", "redis-url", "ca", "redis-ca"):
             (folder / "secrets" / f"darkroom-{name}").write_text(backends.get(name.upper().replace("-", "_"), ""))

@@ -21,6 +21,7 @@ locals {
     MODELS_FETCH      = "true"
     MODEL_MEMORY      = var.model_memory
     WORKER_MAX_MEMORY = var.worker_max_memory
+    HUB_TOKEN         = var.hub_token ? "true" : ""
     }, var.traces == "" ? {} : {
     OTEL_EXPORTER_OTLP_ENDPOINT = "http://172.17.0.1:4318"
     JAEGER_ENDPOINT             = var.traces
@@ -38,9 +39,12 @@ locals {
   # The same as in the cluster.
   configs = { for name, place in { "collector.yaml" = "traces/collector.yaml", "filebeat.yml" = "logs/filebeat.yml" } :
   "/etc/darkroom/${name}" => { mode = "0644", content = file("${path.module}/../../../charts/observability/files/${place}") } }
-  own = {
-    "/etc/darkroom/worker.env" = { mode = "0644", content = join("", [for name, value in local.environment : "${name}=${value}\n"]) }
-  }
+  # What is as well for the web tier; beside it, what a worker is told by worker.env counts.
+  settings = merge(var.settings, var.catalogue == "" ? {} : { MODELS_FILE = "/etc/darkroom/catalogue/models.yaml" })
+  own = merge({ for name, values in { worker = local.environment, settings = local.settings } :
+    "/etc/darkroom/${name}.env" => { mode = "0644", content = join("", [for key, value in values : "${key}=${value}\n"]) } },
+    var.catalogue == "" ? {} : { "/etc/darkroom/catalogue/models.yaml" = { mode = "0644", content = var.catalogue } },
+  )
 }
 
 resource "google_compute_region_instance_template" "this" {

@@ -57,6 +57,33 @@ variable "worker_max_memory" {
   default     = 0
 }
 
+variable "settings" {
+  description = "Settings of config/README.md beyond those that have a variable here, the same as the web tier's: UPLOAD_MAX_BYTES, say."
+  type        = map(string)
+  default     = {}
+
+  validation {
+    condition     = alltrue([for name, value in var.settings : can(regex("^[A-Z][A-Z0-9_]*$", name)) && !strcontains(value, "\n")])
+    error_message = "Each is NAME = \"value\", in one line."
+  }
+  validation {
+    condition     = length(setintersection(keys(var.settings), ["API_KEYS_FILE", "BROKER_URL", "HF_TOKEN", "REDIS_URL", "SIGNING_KEY", "WEBHOOK_SECRET"])) == 0
+    error_message = "Secrets are in Secret Manager; a machine's settings can be read by everybody on it."
+  }
+}
+
+variable "catalogue" {
+  description = "The catalogue of models as YAML text, as the web tier has it; empty: the one in the image."
+  type        = string
+  default     = ""
+}
+
+variable "hub_token" {
+  description = "Whether the secret PREFIX-hub-token holds a token of the Hugging Face hub, for models whose licence asks for one."
+  type        = bool
+  default     = false
+}
+
 variable "secret_prefix" {
   description = "Secrets are PREFIX-broker-url, PREFIX-redis-url, PREFIX-ca, PREFIX-redis-ca."
   type        = string

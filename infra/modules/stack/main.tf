@@ -88,7 +88,8 @@ module "redis" {
 module "secrets" {
   source = "../secrets"
   name   = var.name
-  secrets = { for name in concat(["broker-url", "redis-url", "ca", "redis-ca"], var.elasticsearch == "" ? [] : ["elasticsearch-api-key"]) :
+  secrets = { for name in concat(["broker-url", "redis-url", "ca", "redis-ca"], var.elasticsearch == "" ? [] : ["elasticsearch-api-key"],
+    var.hub_token ? ["hub-token"] : []) :
   name => ["serviceAccount:${module.identity.emails["worker"]}"] }
   known  = ["redis-url", "redis-ca"]
   values = { redis-url = module.redis.url, redis-ca = module.redis.ca }
@@ -129,6 +130,9 @@ module "workers" {
   secret_prefix  = var.name
   storage_url    = module.bucket.url
   result_ttl     = var.result_ttl
+  settings       = var.settings
+  catalogue      = var.catalogue
+  hub_token      = var.hub_token
   machine_type   = var.workers.machine_type
   gpu_type       = var.workers.gpu_type
   gpus           = var.workers.gpus

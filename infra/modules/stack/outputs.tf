@@ -42,12 +42,13 @@ output "helm_values" {
   value = {
     image   = { registry = "${module.registry.host}/${split("/", var.images)[0]}" }
     storage = { url = module.bucket.url }
-    settings = {
+    settings = merge(var.settings, {
       RESULT_TTL            = var.result_ttl
       DEFAULT_MODEL_VERSION = var.default_model
-    }
-    ingress = { host = var.host }
-    redis   = { external = { egress = [{ cidr = module.network.ranges.managed, port = 6378 }] } }
+    })
+    catalogue = var.catalogue
+    ingress   = { host = var.host }
+    redis     = { external = { egress = [{ cidr = module.network.ranges.managed, port = 6378 }] } }
     rabbitmq = {
       internalLoadBalancer = {
         enabled      = true

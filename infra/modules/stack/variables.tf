@@ -40,6 +40,24 @@ variable "default_model" {
   type        = string
 }
 
+variable "settings" {
+  description = "Settings of config/README.md for all roles, like `{ UPLOAD_MAX_BYTES = \"50000000\" }`; no secrets."
+  type        = map(string)
+  default     = {}
+}
+
+variable "catalogue" {
+  description = "The catalogue of models as YAML text, `file(\"models.yaml\")`; empty: the one in the images."
+  type        = string
+  default     = ""
+}
+
+variable "hub_token" {
+  description = "Make the secret NAME-hub-token, for models whose licence asks for a token of the Hugging Face hub."
+  type        = bool
+  default     = false
+}
+
 variable "result_ttl" {
   description = "RESULT_TTL: records and pictures are kept this long."
   type        = number

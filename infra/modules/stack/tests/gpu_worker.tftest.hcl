@@ -73,6 +73,35 @@ run "workers_whose_logs_are_sent" {
   }
 }
 
+run "workers_that_are_told_what_the_web_tier_is" {
+  command = apply
+  module { source = "../gpu_worker" }
+  variables {
+    settings  = { UPLOAD_MAX_BYTES = "50000000" }
+    catalogue = "models: [mine]"
+    hub_token = true
+  }
+
+  assert {
+    condition = strcontains(google_compute_region_instance_template.this.metadata["user-data"],
+    base64encode("MODELS_FILE=/etc/darkroom/catalogue/models.yaml\nUPLOAD_MAX_BYTES=50000000\n"))
+    error_message = "Settings of one's own reach the workers, and the place of the catalogue with them."
+  }
+  assert {
+    condition     = strcontains(google_compute_region_instance_template.this.metadata["user-data"], base64encode("models: [mine]"))
+    error_message = "Web tier and workers read the same catalogue."
+  }
+}
+
+run "workers_whose_settings_hold_a_secret" {
+  command = plan
+  module { source = "../gpu_worker" }
+  variables {
+    settings = { HF_TOKEN = "hf_1" }
+  }
+  expect_failures = [var.settings]
+}
+
 run "workers_without_a_version" {
   command = plan
   module { source = "../gpu_worker" }

@@ -27,7 +27,10 @@ variables {
 run "the_whole" {
   command = apply
   variables {
-    deployer = "serviceAccount:jenkins@p"
+    deployer  = "serviceAccount:jenkins@p"
+    settings  = { UPLOAD_MAX_BYTES = "50000000" }
+    catalogue = "models: [mine]"
+    hub_token = true
   }
 
   assert {
@@ -54,6 +57,10 @@ run "the_whole" {
   assert {
     condition     = output.helm_values.settings.RESULT_TTL == 604800
     error_message = "The application and the bucket must keep pictures equally long."
+  }
+  assert {
+    condition     = output.helm_values.settings.UPLOAD_MAX_BYTES == "50000000" && output.helm_values.catalogue == "models: [mine]"
+    error_message = "The web tier is told what the workers are."
   }
   assert {
     condition     = output.helm_values.settings.DEFAULT_MODEL_VERSION == "sdxl-base-1.0"
