@@ -17,7 +17,7 @@ EVERYTHING = {
         [
             {"name": "a", "queue": "gen.tiny", "scaling": {"kind": "keda"}},
             {"name": "b", "queue": "gen.sd15", "scaling": {"kind": "metric"}},
-            {"name": "c", "queue": "gen.sdxl", "cache": {"claim": "models"}},
+            {"name": "c", "queue": "gen.sdxl", "cache": {"claim": "models", "tokenSecret": "hub"}},
         ]
     ),
     "rabbitmq__internalLoadBalancer": '{"enabled": true, "sourceRanges": ["10.10.16.0/22"]}',

@@ -11,7 +11,7 @@ from app.egress import parse
 from app.schemas import TaskQuery
 from app.settings import Settings
 from tests.deploy.programs import HELMS, ROOT, TOOLS, pod_of, rendered, run, tool
-from tests.deploy.shapes import CHART, FOREIGN, SHAPES, objects
+from tests.deploy.shapes import CHART, EVERYTHING, FOREIGN, SHAPES, objects
 
 every_shape = pytest.mark.parametrize("shape", SHAPES)
 
@@ -143,7 +143,7 @@ def web():
 
 def test_the_settings_that_the_chart_gives_are_settings_of_the_application():
     known = {name.upper() for name in Settings.model_fields}
-    helpers = {"BROKER_PASSWORD", "REDIS_PASSWORD"}
+    helpers = {"BROKER_PASSWORD", "REDIS_PASSWORD", "HF_TOKEN"}
     for shape in SHAPES:
         made = objects(shape)
         assert set(made["ConfigMap", "darkroom-settings"]["data"]) <= known
@@ -221,9 +221,33 @@ def test_a_worker_pod_has_time_to_finish_or_hand_back():
         assert pod["terminationGracePeriodSeconds"] > int(grace) + 10
 
 
+def test_a_token_of_the_hub_comes_from_a_secret_and_only_where_one_is_named():
+    told = {name: env_of(objects("everything")["Deployment", f"darkroom-worker-{name}"]) for name in "bc"}
+    assert "HF_TOKEN" not in told["b"]
+    assert told["c"]["HF_TOKEN"] == {"secretKeyRef": {"name": "hub", "key": "token"}}
+
+
+def env_of(deployment):
+    return {v["name"]: v.get("valueFrom") for v in pod_of(deployment)["containers"][0]["env"]}
+
+
+@pytest.mark.parametrize("helm", HELMS)
+def test_a_large_number_of_a_file_reaches_the_application_as_it_is(tmp_path, helm):
+    # As `terraform output -json helm_values` gives it.
+    given = {"RESULT_TTL": 2_592_000, "UPLOAD_MAX_BYTES": 20_000_000, "LEASE": 2.5, "ALLOW_ANONYMOUS": True}
+    (tmp_path / "values-mine.json").write_text(json.dumps({"settings": given}))
+    data = rendered("darkroom", helm, values=tmp_path / "values-mine.json", **EVERYTHING)
+    told = data["ConfigMap", "darkroom-settings"]["data"]
+    assert {name: told[name] for name in given} == {
+        "RESULT_TTL": "2592000", "UPLOAD_MAX_BYTES": "20000000", "LEASE": "2.5", "ALLOW_ANONYMOUS": "true"
+    }  # fmt: skip
+
+
 def test_workers_are_scaled_by_what_waits_and_what_runs():
     made = objects("everything")
     keda = made["ScaledObject", "darkroom-worker-a"]["spec"]
+    # Most models refuse jobs while no worker is there, so that nothing would ever wait for the first.
+    assert keda["minReplicaCount"] == 1
     assert keda["triggers"][0]["metadata"] == {
         "protocol": "http",
         "mode": "QueueLength",

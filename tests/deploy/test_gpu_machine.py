@@ -202,6 +202,25 @@ def test_a_rollback_of_the_workers_goes_to_what_each_had_before(machines, deploy
     assert versions() == {"gpu-1": "1.0.0-good", "gpu-2": "1.0.0-good"}
 
 
+def test_what_was_taken_back_is_no_version_before(machines, deploy, tmp_path):
+    versions = machines("gpu-1", "gpu-2")
+    deploy("1.5.0-good")
+    (tmp_path / "machines/gpu-2/broken").touch()
+    assert deploy("2.0.0-new", check=False).returncode == 1
+    assert versions() == {"gpu-1": "1.5.0-good", "gpu-2": "1.5.0-good"}
+    deploy("--previous")
+    assert versions() == {"gpu-1": "1.0.0-good", "gpu-2": "1.0.0-good"}
+
+
+def test_a_machine_that_had_the_refused_version_already_stays_as_it_was(machines, deploy, tmp_path):
+    versions = machines("gpu-1", "gpu-2")
+    deploy("2.0.0-new", WORKER_HOSTS="gpu-1")
+    (tmp_path / "machines/gpu-2/broken").touch()
+    assert deploy("2.0.0-new", check=False).returncode == 1
+    assert versions() == {"gpu-1": "2.0.0-new", "gpu-2": "1.0.0-good"}
+    assert (tmp_path / "machines/gpu-1/previous").read_text() == "1.0.0-good\n"
+
+
 def test_a_version_that_is_no_version_is_refused_by_the_machine(machines, deploy):
     versions = machines("gpu-1", "gpu-2")
     assert deploy("2.0.0;reboot", check=False).returncode == 1

@@ -196,6 +196,33 @@ def test_a_good_deployment_and_one_that_is_taken_back_lose_no_job_that_is_under_
     assert {result["attempt"] for result in results} == {1}
 
 
+@pytest.mark.timeout(200)
+def test_a_good_version_reaches_a_machine_whose_worker_ends_again_and_again(place):
+    stack, machine = place
+    before = machine.version
+    (machine.folder / "images/pulled/darkroom-worker:3.0.0-bad").touch()
+    (machine.folder / "etc/version").write_text("3.0.0-bad\n")
+    machine.systemctl("restart")
+    restarts = machine.folder / "units" / UNIT / "restarts"
+    until(lambda: int(restarts.read_text()) > 3, 30, "it has ended more than three times")
+    machine.deploy(before)
+    assert machine.version == before
+    assert stack.client.wait(stack.client.submit("x", model_version="steady")["task_id"], 60)["status"] == "SUCCEEDED"
+
+
+def test_a_drained_gpu_is_left_alone(place):
+    _, machine = place
+    before, drained = machine.version, machine.folder / "units" / UNIT / "disabled"
+    started = (machine.folder / "units" / UNIT / "pid").read_text()
+    drained.touch()
+    try:
+        assert "GPU 0 is drained" in machine.deploy("2.0.0-new").stdout
+    finally:
+        drained.unlink()
+    assert (machine.folder / "units" / UNIT / "pid").read_text() == started
+    machine.deploy(before)
+
+
 def test_a_version_that_is_nowhere_and_a_machine_that_nobody_knows_change_nothing(place):
     _, machine = place
     before = machine.version

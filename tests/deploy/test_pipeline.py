@@ -1,5 +1,6 @@
 """The scripts of infra/ci, with programs that take notes; those for secrets are in test_cluster_secrets.py."""
 
+import json
 import re
 import shutil
 
@@ -57,6 +58,37 @@ def test_nobodys_project_is_not_deployed_to(script, path):
     path(helm="")
     done = script("deploy-web", check=False)
     assert (done.returncode, done.stderr) == (1, "deploy-web: set VALUES\n")
+
+
+GOOD = {"revision": 1, "status": "superseded", "description": "Install complete"}
+FAILED = {"revision": 2, "status": "failed", "description": "Upgrade failed"}
+DEPLOYED = {"revision": 3, "status": "deployed", "description": "Upgrade complete"}
+TAKEN_BACK = {"revision": 3, "status": "deployed", "description": "Rollback to 1"}
+
+
+def rolled_back(script, path, history, **options):
+    path(helm=f"[[ $1 != history ]] || echo '{json.dumps(history)}'\n")
+    return script("rollback", "web", **options)
+
+
+def test_the_web_tier_is_taken_back_to_what_was_replaced_and_to_nothing_that_failed(script, path):
+    done = rolled_back(script, path, [GOOD, FAILED, DEPLOYED])
+    assert done.notes[-1].startswith("helm rollback darkroom 1 --namespace darkroom --wait")
+    assert rolled_back(script, path, [], REVISION="7").notes[-1].startswith("helm rollback darkroom 7 ")
+
+
+@pytest.mark.parametrize("history", [[GOOD, FAILED, TAKEN_BACK], [DEPLOYED]])
+def test_what_went_back_already_and_what_was_the_first_is_not_taken_back(script, path, history):
+    done = rolled_back(script, path, history, check=False)
+    assert (done.returncode, [note for note in done.notes if "helm rollback" in note]) == (1, [])
+    assert "name a REVISION" in done.stderr
+
+
+def test_a_refused_smoke_test_says_why(script, path):
+    path(curl='case ${!#} in */readyz) ;; *) echo "{\\"code\\": \\"no_worker\\"}"; exit 22 ;; esac\n')
+    done = script("smoke", URL="https://darkroom.example", check=False)
+    assert done.returncode == 1
+    assert 'no task was accepted: {"code": "no_worker"}' in done.stderr
 
 
 def test_discord_is_told_and_its_address_is_in_no_list_of_processes(script, path):

@@ -189,7 +189,16 @@ def test_pictures_live_as_long_as_their_records():
 def test_what_a_machine_is_told_are_settings_of_the_application():
     text = (INFRA / "modules/gpu_worker/main.tf").read_text()
     environment = re.search(r"environment = merge\(\{(.*?)\n  scripts = ", text, re.DOTALL)[1]
-    own = {"IMAGE", "GPUS", "SECRET_PREFIX", "STOP_SECONDS", "JAEGER_ENDPOINT", "JAEGER_INSECURE", *FILEBEAT}
+    own = {
+        "IMAGE",
+        "GPUS",
+        "HUB_TOKEN",
+        "SECRET_PREFIX",
+        "STOP_SECONDS",
+        "JAEGER_ENDPOINT",
+        "JAEGER_INSECURE",
+        *FILEBEAT,
+    }
     assert set(re.findall(r"^ +([A-Z_]+) +=", environment, re.MULTILINE)) - own <= {
         name.upper() for name in Settings.model_fields
     }
@@ -211,7 +220,9 @@ def test_each_roots_default_model_is_on_the_queue_of_its_workers():
 
 
 def test_in_an_empty_project_no_part_is_asked_for_before_its_service_is_on():
-    parts = re.findall(r'^module "(\w+)" \{(.*?)^\}', CODE[INFRA / "modules/stack/main.tf"], re.MULTILINE | re.DOTALL)
+    code = CODE[INFRA / "modules/stack/main.tf"]
+    parts = re.findall(r'^(?:module|data "\w+") "(\w+)" \{(.*?)^\}', code, re.MULTILINE | re.DOTALL)
+    assert "this" in dict(parts), "the zones, which are read while all else is planned"
     assert len(parts) >= 9
     assert [name for name, body in parts if "[google_project_service.this]" not in body] == []
     # The pool of accounts is Google's only once a cluster is there.

@@ -130,10 +130,11 @@ resource "google_compute_region_instance_group_manager" "this" {
   }
   # A new template is for new machines; those at work are changed by a deployment.
   update_policy {
-    type                  = "OPPORTUNISTIC"
-    minimal_action        = "REPLACE"
-    max_surge_fixed       = 0
-    max_unavailable_fixed = 3
+    type            = "OPPORTUNISTIC"
+    minimal_action  = "REPLACE"
+    max_surge_fixed = 0
+    # Google wants none, or at least one a zone.
+    max_unavailable_fixed = var.zones
   }
   # What a new machine begins with. Deployments change it (infra/ci/deploy-worker), and no later apply takes that back.
   all_instances_config {

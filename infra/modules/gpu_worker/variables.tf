@@ -6,6 +6,11 @@ variable "region" {
   type = string
 }
 
+variable "zones" {
+  description = "How many zones the region has."
+  type        = number
+}
+
 variable "subnetwork" {
   type = string
 }

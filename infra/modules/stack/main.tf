@@ -14,8 +14,9 @@ resource "google_project_service" "this" {
 
 # Where the group makes its machines.
 data "google_compute_zones" "this" {
-  project = var.project
-  region  = var.region
+  project    = var.project
+  region     = var.region
+  depends_on = [google_project_service.this]
 }
 
 module "network" {
@@ -138,6 +139,7 @@ module "workers" {
   gpus           = var.workers.gpus
   spot           = var.workers.spot
   machines       = { min = var.workers.min, max = var.workers.max }
+  zones          = length(data.google_compute_zones.this.names)
   traces         = var.traces
   elasticsearch  = var.elasticsearch
 

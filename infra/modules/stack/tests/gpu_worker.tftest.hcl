@@ -5,6 +5,7 @@ mock_provider "google" {}
 variables {
   project        = "a-project"
   region         = "europe-west4"
+  zones          = 4
   worker_version = "0.1.0-1234567"
   name           = "darkroom-worker"
   subnetwork     = "workers"
@@ -45,6 +46,10 @@ run "the_workers" {
   assert {
     condition     = strcontains(google_compute_region_instance_template.this.metadata["user-data"], "/usr/local/bin/darkroom-pull")
     error_message = "A machine must be able to bring its image."
+  }
+  assert {
+    condition     = one(google_compute_region_instance_group_manager.this.update_policy).max_unavailable_fixed == 4
+    error_message = "Google wants at least one machine a zone."
   }
   assert {
     condition     = one(one(google_compute_region_autoscaler.this.autoscaling_policy).metric).single_instance_assignment == 8
