@@ -53,7 +53,7 @@ class Census(Collector):
         )
         now = self._services.jobs.now()
         for queue in self._services.catalogue.queues():
-            since = self._first_since(f"jobs:queued:{queue}")
+            since = self._waits_since(f"jobs:queued:{queue}")
             queued.add_metric([queue], self._services.jobs.queue_depth(queue))
             oldest.add_metric([queue], max(now - since, 0) if since else 0)
         return [queued, oldest]
@@ -119,10 +119,14 @@ class Census(Collector):
     def _count(self, key: str) -> int:
         return int(ask(lambda: self._redis.zcard(key)))
 
-    def _first_since(self, key: str) -> float | None:
-        """The time of the first one in an index."""
+    def _waits_since(self, key: str) -> float | None:
+        """Since when the first in line waits; its place there may be from before a worker had it and was lost."""
         first = ask(lambda: self._redis.zrange(key, 0, 0, withscores=True))
-        return float(first[0][1]) if first else None
+        if not first:
+            return None
+        task_id, place = first[0]
+        queued_at = ask(lambda: self._redis.hget(f"job:{task_id}", "queued_at"))
+        return max(float(queued_at or 0), float(place))
 
     def _open(self, model_version: str, now: float) -> int:
         # Sorted by deadline, and nothing is open long after that: a record that was lost leaves its id behind.

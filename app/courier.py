@@ -123,12 +123,13 @@ class Courier:
     def _without_message(self, queue: str) -> list[str]:
         """The oldest jobs of a queue, as many as it has fewer messages than jobs: a broker may lose what it confirmed.
 
-        A message on its way into a worker is in neither count, so that only what two looks miss is missing. Once
-        they are published again nothing is missing any more, and a job that gets two messages is run once.
+        A message on its way into a worker is in neither count, so that only what two looks miss is missing; jobs that
+        are still to be published are not. Once they are published again nothing is missing any more, and a job that
+        gets two messages is run once.
         """
         jobs, patience = self._services.jobs, self._services.settings.unconfirmed_after
         waiting = jobs.queued_before(queue, patience)
-        lacks = jobs.queue_depth(queue) - self._services.waiting(queue) if waiting else 0
+        lacks = jobs.queue_depth(queue) - self._services.waiting(queue) - jobs.to_be_confirmed() if waiting else 0
         missing = max(min(lacks, self._lacked.get(queue, 0)), 0)
         self._lacked[queue] = lacks
         if missing:

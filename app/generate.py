@@ -131,8 +131,8 @@ class Runner:
         jobs = self._services.jobs
         claim = jobs.claim(task_id, token, self._name)
         if claim.verdict == "missing" and task_id == own.task_id:
-            log.warning("job.record_made_again", task_id=task_id)
-            jobs.create(own)
+            if jobs.create(own).verdict == "created":
+                log.warning("job.record_made_again", task_id=task_id)
             claim = jobs.claim(task_id, token, self._name)
         return claim
 

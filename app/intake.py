@@ -20,6 +20,7 @@ from app.errors import (
     InputInvalid,
     InputMissing,
     Internal,
+    NotReady,
     NoWorker,
     QueueFull,
     QuotaExceeded,
@@ -152,6 +153,9 @@ class Intake:
 
     def publish_again(self, job: Job) -> None:
         """Send a queued job's message once more; a worker that gets it twice finds it claimed."""
+        if job.is_newer:
+            # Its couriers' and its workers'.
+            return
         if job.phase is Phase.QUEUED:
             if job.queue not in self._services.catalogue.queues():
                 self._services.jobs.fail(job.task_id, Internal("Its queue is served no more; run the task again."))
@@ -171,7 +175,9 @@ class Intake:
         return self._awaiting(job, request) if request.input_image or request.mask_image else job
 
     def _again(self, job: Job, caller: Caller) -> Job:
-        """A new job like this one, from the same pictures; raises InputMissing when they never came."""
+        """A new job like this one, from the same pictures; raises InputMissing when they never came, NotReady."""
+        if job.is_newer:
+            raise NotReady("A newer version of the service made this task, and asks for more than this one knows.")
         if any(self._services.storage.size(name) is None for _, name in self._pictures(job.params)):
             raise InputMissing("The picture that the task starts from is not there; submit it anew and bring one.")
         same = job.params.model_copy(update={"seed_drawn": False})

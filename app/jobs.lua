@@ -36,7 +36,8 @@ local leave = {
 local enter = {
   AWAITING_UPLOAD = function() index('uploads', time('upload_expires_at')) end,
   QUEUED = function()
-    -- Who comes back, because its worker left or was lost, takes the place in line that it had at first.
+    -- Who comes back, because its worker left or was lost, takes the place in line that it had at first; since when it
+    -- waits is `queued_at`.
     local before = get('queued_at')
     if before then redis.call('HSETNX', key, 'place', before) end
     local place = before and time('place') or now

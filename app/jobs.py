@@ -269,6 +269,10 @@ class JobStore:
         """How many jobs wait for a worker of this queue."""
         return int(ask(lambda: self._redis.zcard(f"jobs:queued:{queue}")))
 
+    def to_be_confirmed(self) -> int:
+        """How many jobs' messages are still on their way to the broker, whichever their queue."""
+        return int(ask(lambda: self._redis.zcard("jobs:unconfirmed")))
+
     def lock(self, name: str, seconds: float) -> bool:
         """Take a lock that ends by itself; False when someone else has it."""
         key, milliseconds = f"lock:{name}", int(seconds * 1000)

@@ -80,6 +80,8 @@ class Job:
     webhook_url: str | None = field(default=None, repr=False)
     webhook_events: list[str] = field(default_factory=list)
     deliveries: list[dict[str, Any]] = field(default_factory=list)
+    # A newer version wrote more of it than this one knows.
+    is_newer: bool = False
 
     @property
     def trace_id(self) -> str | None:
@@ -117,7 +119,13 @@ _TEXTS = {"queue", "worker_version", "client_ref", "caller", "rerun_of", "tracep
 
 def from_record(task_id: str, record: dict[str, str], *, to_run: bool = False) -> Job:
     """Raises ValidationError for a job `to_run` of which a newer version wrote what this one does not know."""
-    params = Params.model_validate_json(record["params"]) if to_run else _shown(record["params"])
+    is_newer = False
+    try:
+        params = Params.model_validate_json(record["params"])
+    except ValidationError:
+        if to_run:
+            raise
+        params, is_newer = _known_of(record["params"]), True
     values: dict[str, Any] = {name: record[name] for name in _TEXTS & record.keys()}
     values |= {name: float(record[name]) for name in _TIMES & record.keys()}
     values |= {name: int(record[name]) for name in _COUNTS & record.keys()}
@@ -129,18 +137,16 @@ def from_record(task_id: str, record: dict[str, str], *, to_run: bool = False) -
         phase=Phase(record["phase"]),
         status=Status(record["status"]),
         cancel="cancel" in record,
+        is_newer=is_newer,
         images=[{**_image(task_id, params, index), **image} for index, image in enumerate(stored)],
         **values,
     )
 
 
-def _shown(text: str) -> Params:
+def _known_of(text: str) -> Params:
     """What this version knows of what a newer one wrote: to be told, and not to be run."""
-    try:
-        return Params.model_validate_json(text)
-    except ValidationError:
-        told = json.loads(text)
-        return Params.model_construct(**{name: told[name] for name in Params.model_fields if name in told})
+    told = json.loads(text)
+    return Params.model_construct(**{name: told[name] for name in Params.model_fields if name in told})
 
 
 def _image(task_id: str, params: Params, index: int) -> dict[str, Any]:

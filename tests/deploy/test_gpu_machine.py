@@ -212,6 +212,15 @@ def test_what_was_taken_back_is_no_version_before(machines, deploy, tmp_path):
     assert versions() == {"gpu-1": "1.0.0-good", "gpu-2": "1.0.0-good"}
 
 
+def test_a_machine_that_knows_of_no_version_before_says_so(machines, deploy, tmp_path):
+    versions = machines("gpu-1", "gpu-2")
+    (tmp_path / "machines/gpu-2/broken").touch()
+    assert deploy("2.0.0-new", check=False).returncode == 1
+    done = deploy("--previous", check=False)
+    assert "no machine knows a version before" in done.stderr
+    assert versions() == {"gpu-1": "1.0.0-good", "gpu-2": "1.0.0-good"}
+
+
 def test_a_machine_that_had_the_refused_version_already_stays_as_it_was(machines, deploy, tmp_path):
     versions = machines("gpu-1", "gpu-2")
     deploy("2.0.0-new", WORKER_HOSTS="gpu-1")

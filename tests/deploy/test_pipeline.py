@@ -71,9 +71,20 @@ def rolled_back(script, path, history, **options):
     return script("rollback", "web", **options)
 
 
-def test_the_web_tier_is_taken_back_to_what_was_replaced_and_to_nothing_that_failed(script, path):
-    done = rolled_back(script, path, [GOOD, FAILED, DEPLOYED])
-    assert done.notes[-1].startswith("helm rollback darkroom 1 --namespace darkroom --wait")
+LIVE = {"revision": 2, "status": "deployed", "description": "Upgrade complete"}
+
+
+@pytest.mark.parametrize(
+    ("history", "revision"),
+    [
+        ([GOOD, FAILED, DEPLOYED], 1),
+        ([GOOD, LIVE, {"revision": 3, "status": "pending-upgrade", "description": "Preparing upgrade"}], 2),
+        ([GOOD, LIVE, {"revision": 3, "status": "failed", "description": "Upgrade failed"}], 2),
+    ],
+)
+def test_the_web_tier_is_taken_back_to_what_was_replaced_and_to_nothing_that_failed(script, path, history, revision):
+    done = rolled_back(script, path, history)
+    assert done.notes[-1].startswith(f"helm rollback darkroom {revision} --namespace darkroom --wait")
     assert rolled_back(script, path, [], REVISION="7").notes[-1].startswith("helm rollback darkroom 7 ")
 
 

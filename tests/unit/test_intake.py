@@ -1,6 +1,7 @@
 """Record, then publish, then undo on failure; and the three ways in which a waiting job starts."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -11,6 +12,7 @@ from app.errors import (
     IdempotencyKeyReuse,
     InputMissing,
     InvalidRequest,
+    NotReady,
     NoWorker,
     StorageUnavailable,
     TaskNotFound,
@@ -52,6 +54,17 @@ def test_where_no_upload_can_be_signed_nothing_is_accepted(intake, services, pub
     with pytest.raises(StorageUnavailable):
         submit(intake, input_image=True)
     assert (list(services.redis.scan_iter("job*")), published) == ([], [])
+
+
+def test_a_job_of_a_newer_version_is_neither_made_again_nor_published(intake, services, published):
+    job, _ = submit(intake)
+    params = json.loads(services.redis.hget(f"job:{job.task_id}", "params"))
+    services.redis.hset(f"job:{job.task_id}", "params", json.dumps({**params, "mood": "calm"}))
+    newer = services.jobs.get(job.task_id)
+    with pytest.raises(NotReady):
+        intake.rerun(newer, ANYONE)
+    intake.publish_again(newer)
+    assert len(published) == 1
 
 
 def test_an_accepted_job_is_on_record_published_once_and_confirmed(intake, services, published):

@@ -93,6 +93,7 @@ NEWER = [{"mood": "calm"}, {"priority": "urgent"}]
 def test_a_job_of_a_newer_version_can_be_looked_at(jobs, redis, more):
     task_id = reach(jobs, Phase.QUEUED)
     of_a_newer_version(redis, task_id, **more)
+    assert jobs.get(task_id).is_newer
     shown = jobs.get(task_id).params
     assert (shown.prompt, shown.width, shown.num_images) == (job().params.prompt, job().params.width, 1)
 

@@ -32,6 +32,10 @@ run "the_workers" {
     error_message = "Each GPU has a worker."
   }
   assert {
+    condition     = alltrue([for file in yamldecode(google_compute_region_instance_template.this.metadata["user-data"]).write_files : file.content != null])
+    error_message = "A file without a line is an empty text: at another cloud-init stops."
+  }
+  assert {
     condition     = one(google_compute_region_instance_group_manager.this.all_instances_config).metadata["darkroom-version"] == "0.1.0-1234567"
     error_message = "A new machine begins with the version it was told."
   }
