@@ -85,12 +85,14 @@ class Census(Collector):
     def _workers(self) -> list[Metric]:
         workers = self._services.workers.all()
         serving = GaugeMetricFamily(
-            "darkroom_model_workers", "Workers that are ready to serve a model.", labels=["model_version", "queue"]
+            "darkroom_model_workers",
+            "Workers that are ready to serve a model; `without_worker` is what its jobs meet where there is none.",
+            labels=["model_version", "queue", "without_worker"],
         )
         for spec in self._services.catalogue.all():
             of_queue = (worker for worker in workers if worker.queue == spec.queue)
             count = sum(worker.status_of(spec.model_version) == "ready" for worker in of_queue)
-            serving.add_metric([spec.model_version, spec.queue], count)
+            serving.add_metric([spec.model_version, spec.queue, spec.without_worker], count)
         return [serving, self._by_state(workers)]
 
     def _by_state(self, workers: list[WorkerState]) -> Metric:

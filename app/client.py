@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import requests
 import urllib3
@@ -76,6 +77,8 @@ class Client:
         self._timeout = timeout
         self._key = key
         self._session = requests.Session()
+        # No proxy leads to this machine.
+        self._session.trust_env = not _is_here(urlsplit(url).hostname or "")
         self._session.headers["User-Agent"] = f"darkroom/{__version__}"
 
     def generate(
@@ -191,8 +194,13 @@ class Client:
             time.sleep(max(min(asked + PAUSE, until) - time.monotonic(), 0))
 
     def image(self, task_id: str, index: int = 0) -> bytes:
-        """The picture, as PNG."""
-        return self._call("GET", f"/tasks/{_part(task_id)}/images/{index}").content
+        """The picture, as PNG. What passes is waited for, for up to a minute: the picture is there already."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return self._call("GET", f"/tasks/{_part(task_id)}/images/{index}").content
+            except ApiError as error:
+                self._pause(error, until)
 
     def save(self, task_id: str, path: Path, index: int = 0, *, overwrite: bool = True) -> Path:
         """Write the picture to a file, whole or not at all; raises OSError, FileExistsError without `overwrite`."""
@@ -294,6 +302,13 @@ class Client:
 
     def _silent(self, error: Exception) -> ApiError:
         return ApiError(f"{self._url} does not answer ({type(error).__name__}).")
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def write(path: Path, data: bytes, *, overwrite: bool) -> None:

@@ -71,6 +71,8 @@ _force = click.option("--force", is_flag=True, help="Write over files that are t
 @click.option("--guidance", "guidance_scale", type=float, help="How closely to follow the prompt.")
 @click.option("--negative", "negative_prompt", help="What the picture must not show.")
 @click.option("--strength", type=float, help="How far to leave the input picture, above 0 to 1.")
+@click.option("--scheduler", help="One of those that `darkroom models` names.")
+@click.option("--deadline", "deadline_seconds", type=int, help="Seconds after which nobody needs it any more.")
 @click.option("--low", "priority", flag_value="low", help="Let every task go first that is not low.")
 @answers
 @asks
@@ -116,8 +118,11 @@ def status(client: Client, output: Output, task_id: str) -> int:
 @asks
 def wait(client: Client, output: Output, task_id: str, place: Path | None, *, force: bool) -> int:
     """Wait for a task. With -o its pictures are saved; Ctrl-C leaves the task alone."""
+    targets = Targets(place, "", force=force) if place else None
+    if targets:
+        targets.check(client.task(task_id)["params"]["num_images"])
     task = develop(client, output, task_id)
-    return _conclude(client, output, task, Targets(place, "", force=force) if place else None)
+    return _conclude(client, output, task, targets)
 
 
 @click.command()

@@ -100,7 +100,7 @@ SWEEP = Gauge(
 )
 WEBHOOK = Histogram(
     "darkroom_webhook_delivery_duration_seconds",
-    "Tries to deliver a webhook: `delivered`, `postponed` to a later try, or `given_up`.",
+    "Tries to deliver a webhook: `delivered`, `postponed` to a later try, `declined` by 410, or `given_up`.",
     ["outcome"],
     buckets=_WEBHOOK_SECONDS,
 )
@@ -115,7 +115,7 @@ def begin(role: str) -> None:
     if role == "courier":
         for reason in ("deadline_exceeded", "lease_expired", "upload_expired"):
             SWEPT.labels(reason)
-        for outcome in ("delivered", "postponed", "given_up"):
+        for outcome in ("delivered", "postponed", "declined", "given_up"):
             WEBHOOK.labels(outcome)
 
 

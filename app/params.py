@@ -36,10 +36,12 @@ class Params(BaseModel):
     seed_drawn: bool = False
 
     def goes_with(self, other: "Params") -> bool:
-        """Whether one call of a pipeline can make both: single pictures from nothing but prompts and drawn seeds."""
+        """Whether one call of a pipeline makes both: single pictures from nothing but prompts and drawn seeds."""
         own = {"prompt": "", "negative_prompt": "", "seed": 0}
         alone = self.input_url is not None or self.num_images > 1 or not self.seed_drawn
-        return not alone and self.model_copy(update=own) == other.model_copy(update=own)
+        # Some pipelines take none for something else than an empty one.
+        alike = bool(self.negative_prompt) == bool(other.negative_prompt)
+        return not alone and alike and self.model_copy(update=own) == other.model_copy(update=own)
 
 
 def resolve(request: GenerateRequest, spec: ModelSpec) -> Params:

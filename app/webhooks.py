@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from importlib import resources
-from typing import Any, Literal, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import structlog
@@ -28,7 +28,16 @@ from standardwebhooks import Webhook
 from app import __version__, metrics, tracing
 from app.documents import as_time, task_document
 from app.egress import Answer, Egress, parse
-from app.errors import DarkroomError, EgressError, InvalidRequest, NotReady, TaskExpired, TaskNotFound, WebhookNotFound
+from app.errors import (
+    DarkroomError,
+    EgressError,
+    InvalidRequest,
+    NotReady,
+    StorageUnavailable,
+    TaskExpired,
+    TaskNotFound,
+    WebhookNotFound,
+)
 from app.jobs import ask
 from app.places import ALL, Places, Seat
 from app.record import Job
@@ -58,8 +67,6 @@ SHARES = {"all": THREADS, "host": 4, "caller": 12}
 POLL_SECONDS = 0.25
 POSTPONED_SECONDS = 1.0
 BATCH = 200
-
-Outcome = Literal["delivered", "refused", "again"]
 
 
 def check(url: str | None, settings: Settings) -> None:
@@ -262,13 +269,15 @@ class Dispatcher:
         answer, error = self._send(job, claim)
         status = answer.status if answer else None
         delivered = status is not None and 200 <= status < 300
-        again_in = None if delivered or status == 410 else self._pause(claim, answer)
+        # By 410 it says that it wants no more.
+        declined = status == 410
+        again_in = None if delivered or declined else self._pause(claim, answer)
         again = self._outbox.settle(claim, status, None if delivered else error or f"status {status}", again_in)
         told = log.bind(task_id=job.task_id, webhook_event=claim.event, attempt=claim.tries, status=status)
-        outcome = "delivered" if delivered else "postponed" if again else "given_up"
+        outcome = "delivered" if delivered else "declined" if declined else "postponed" if again else "given_up"
         metrics.WEBHOOK.labels(outcome).observe(time.monotonic() - started)
-        if delivered:
-            told.info("webhook.delivered")
+        if delivered or declined:
+            told.info(f"webhook.{outcome}")
         else:
             tracing.failed(outcome)
             told.warning(f"webhook.{outcome}", reason=error)
@@ -280,7 +289,11 @@ class Dispatcher:
 
     def _send(self, job: Job, claim: Claim) -> tuple[Answer | None, str | None]:
         """The receiver's answer, or why there is none."""
-        body = self._body(job, claim.event)
+        try:
+            body = self._body(job, claim.event)
+        except StorageUnavailable:
+            # A try like any other, so that an outage is waited for as long as a receiver's.
+            return None, "the task's URLs could not be signed"
         headers = sign(self._services.settings.webhook_secret.get_secret_value(), claim.entry, body)
         headers |= {"Content-Type": "application/json", "User-Agent": f"Darkroom/{__version__}"}
         headers |= {"traceparent": parent} if (parent := tracing.traceparent()) else {}

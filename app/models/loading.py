@@ -8,7 +8,7 @@ from typing import cast
 
 from PIL import Image
 
-from app.errors import ModelLoadFailed
+from app.errors import ModelLoadFailed, SafetyBlocked
 from app.models import devices
 from app.models.contract import Model
 from app.models.spec import ModelSpec
@@ -46,7 +46,11 @@ def warm_up(model: Model, spec: ModelSpec) -> None:
     else:
         given = (Image.new("RGB", (64, 64), "gray"),)
     masks = (Image.new("L", (64, 64), "white"),) if spec.capabilities[0] == "inpaint" else ()
-    pictures = list(model.generate(_small(spec), given[0], lambda *_: None, *masks))
+    try:
+        pictures = list(model.generate(_small(spec), given[0], lambda *_: None, *masks))
+    except SafetyBlocked:
+        # It has been made, and who looks at noise may see anything.
+        return
     if len(pictures) != 1:
         raise ModelLoadFailed(f"{spec.model_version} made {len(pictures)} pictures where one was asked for")
 

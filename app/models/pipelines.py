@@ -83,14 +83,11 @@ class DiffusersModel:
 
     @contextmanager
     def frugal(self) -> Iterator[None]:
-        """Within it a picture takes less memory and more time, and its bytes may differ in the last bit."""
-        self._base.enable_attention_slicing()
+        """Within it a picture takes less memory and more time; where it is decoded in tiles, its bytes differ."""
+        # Attention is not sliced: torch's own takes less memory than its slices.
         vae = getattr(self._base, "vae", None)
         with _enabled(vae, "slicing"), _enabled(vae, "tiling"):
-            try:
-                yield
-            finally:
-                self._base.disable_attention_slicing()
+            yield
 
     def _one(
         self, params: Params, index: int, source: Image.Image | None, mask: Image.Image | None, on_step: OnStep
@@ -167,6 +164,12 @@ class DiffusersModel:
         found = getattr(diffusers, name, None)
         if self._own_scheduler is None or found not in (self._own_scheduler, *base.scheduler.compatibles):
             raise ModelLoadFailed(f"{self._spec.model_version} cannot run with {name}, which its entry allows.")
+        try:
+            found.from_config(base.scheduler.config)  # type: ignore[union-attr]
+        except ImportError as error:
+            # diffusers has a stand-in for what wants a package that is not there.
+            reason = sources.first_line(error)
+            raise ModelLoadFailed(f"{self._spec.model_version} cannot run with {name} here: {reason}") from None
         return found
 
     def _provenance(self, device: str) -> dict[str, str]:
@@ -207,11 +210,16 @@ def _place(pipeline: Any, spec: ModelSpec, device: str) -> None:
         return
     for name in ("unet", "vae"):
         if part := getattr(pipeline, name, None):
-            # Convolutions on tensor cores read this layout without a copy.
-            part.to(memory_format=torch.channels_last)
+            lay_out(part)
     denoiser = getattr(pipeline, "transformer", None) or getattr(pipeline, "unet", None)
     if spec.compile and denoiser is not None:
         denoiser.compile()
+
+
+def lay_out(part: torch.nn.Module) -> None:
+    """Convolutions on tensor cores read this layout without a copy; those of three dimensions have none of it."""
+    if all(weights.dim() <= 4 for weights in part.parameters()):
+        part.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def _variant_for(capability: str, base: Any, spec: ModelSpec) -> Any:

@@ -4,6 +4,7 @@ Nothing here loads a model. Only `fetch` uses the network, and only `models pref
 MODELS_FETCH allows it, calls that.
 """
 
+import fcntl
 import hashlib
 import json
 import re
@@ -80,23 +81,32 @@ def weights_size(folder: Path) -> int:
 def fetch(spec: ModelSpec, cache: str, device: str) -> Path:
     """Bring the model's files here, whole or not at all; raises ModelLoadFailed.
 
-    A folder gets its name only once everything is in it; what an interrupted fetch left is used by the next one.
+    A folder gets its name only once everything is in it; what an interrupted fetch left is used by the next one. The
+    workers of several GPUs may share a cache: one of them fetches, the others wait for it.
     """
     folder = folder_of(spec, cache)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f".{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return folder if folder.exists() else _fetched(spec, folder, device)
+
+
+def _fetched(spec: ModelSpec, folder: Path, device: str) -> Path:
     part = folder.with_name(f".{folder.name}.part")
-    part.mkdir(parents=True, exist_ok=True)
+    part.mkdir(exist_ok=True)
     bring = _from_hub if spec.source.startswith("hf:") else _from_bucket
     try:
         bring(spec, part, _variant(spec, device))
     except Exception as error:
-        raise ModelLoadFailed(f"{spec.model_version} cannot be fetched: {_first_line(error)}") from error
+        raise ModelLoadFailed(f"{spec.model_version} cannot be fetched: {first_line(error)}") from error
     shutil.rmtree(part / ".cache", ignore_errors=True)
     verify(spec, part)
     part.replace(folder)
     return folder
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, without what follows it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

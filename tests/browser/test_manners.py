@@ -82,6 +82,7 @@ def test_a_running_picture_can_be_canceled_with_the_keyboard(page):
     tab_to(page, "cancel")
     page.tab.keyboard.press("Enter")
     page.see_stage("failed")
+    expect(page.tab.locator("#stage-title")).to_be_focused()
 
 
 def test_shift_and_enter_begin_a_new_line(page):

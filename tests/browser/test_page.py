@@ -1,6 +1,7 @@
 """What a visitor does on the page: hand in, watch, cancel, start from a picture, take home, come back."""
 
 import io
+import json
 import re
 
 import pytest
@@ -160,6 +161,35 @@ def test_adjust_brings_everything_back_to_the_counter(page):
     expect(page.tab.locator("#prompt")).to_be_focused()
 
 
+def test_adjust_keeps_the_mask_of_a_picture_that_was_painted_in_part(visit, emptied):
+    wishes = {"model_version": "tiny-scenes-1", "input_image": True, "mask_image": True}
+    task = emptied.client.submit("a star", **wishes)
+    emptied.client.cancel(task["task_id"])
+    page = visit()
+    page.see_stage("failed")
+    page.see("#adjust").click()
+    with page.tab.expect_request("**/generate") as sent:
+        page.tab.locator("#develop").click()
+    body = sent.value.post_data_json
+    assert (body["input_url"], body["mask_url"]) == (task["params"]["input_url"], task["params"]["mask_url"])
+    page.see_stage("waiting")
+
+
+def test_a_picture_that_is_too_large_is_refused_with_the_reason(page, emptied):
+    page.drop(b"x" * 1_200_000)
+    page.tab.route("**/generate", of_small_uploads)
+    page.tab.locator("#prompt").fill("too large")
+    page.tab.locator("#develop").click()
+    expect(page.see("#refusal")).to_contain_text("The picture has 1.2 MB; at most 1.0 MB are taken.")
+    page.see_stage("failed")
+
+
+def of_small_uploads(route):
+    """The ticket of a deployment that takes no more than a megabyte."""
+    answer = route.fetch()
+    route.fulfill(response=answer, body=json.dumps({**answer.json(), "upload_max_bytes": 1_000_000}))
+
+
 def test_several_pictures_can_be_looked_at_one_by_one(page):
     page.hand_in(seed=RED, count=3)
     page.see_stage("done")
@@ -198,6 +228,7 @@ def test_older_pictures_are_brought_when_asked_for(visit, emptied):
     page.see("#older").click()
     expect(page.frames()).to_have_count(26)
     expect(page.tab.locator("#older")).to_be_hidden()
+    expect(page.frames().nth(24)).to_be_focused()
 
 
 def test_a_deleted_picture_is_gone(page, emptied):

@@ -77,7 +77,7 @@ def test_a_worker_that_is_told_to_stop_leaves_although_redis_is_away(stack):
     until(lambda: worker.wrote("worker.ready"), 20, "the worker has heard of its child")
     with redis.Redis.from_url(stack.settings["REDIS_URL"]) as client:
         client.shutdown(nosave=True)
-    until(lambda: worker.wrote("broker lost"), 20, "the worker misses its broker")
+    until(lambda: worker.wrote("Cannot connect to"), 20, "the worker misses its broker")
     children = worker.children
     worker.process.terminate()
     worker.process.wait(30)

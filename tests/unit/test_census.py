@@ -75,11 +75,11 @@ def test_the_first_in_line_tells_for_how_long(services, told):
 
 
 def test_a_model_without_a_worker_is_told_as_one(services, told):
-    assert told()["darkroom_model_workers", "tiny-scenes-1", "gen.tiny"] == 0
+    assert told()["darkroom_model_workers", "tiny-scenes-1", "gen.tiny", "accept"] == 0
     services.workers.announce(WorkerState("w@host", "gen.tiny", "loading"))
     assert told()["darkroom_workers", "gen.tiny", "loading"] == 1
     services.workers.announce(WorkerState("w@host", "gen.tiny", "ready", ("tiny-scenes-1",)))
-    assert told()["darkroom_model_workers", "tiny-scenes-1", "gen.tiny"] == 1
+    assert told()["darkroom_model_workers", "tiny-scenes-1", "gen.tiny", "accept"] == 1
 
 
 def test_what_is_not_known_is_not_told(services):

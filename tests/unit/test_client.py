@@ -363,3 +363,22 @@ def test_a_picture_that_does_not_come_leaves_no_file(server, client, tmp_path):
     with contextlib.suppress(ApiError):
         client.save("t", tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_is_there_is_waited_for_while_the_service_asks_for_patience(client, server):
+    busy = says({"detail": "At most 10 requests per second."}, 429, **{"Retry-After": "0"})
+    server.answers.extend([busy, raw(b"PNG", kind="image/png")])
+    assert client.image("t") == b"PNG"
+
+
+def test_a_picture_that_is_not_there_is_not_waited_for(client, server):
+    server.answers.append(says({"detail": "The task is not done."}, 409))
+    with pytest.raises(ApiError, match="not done"):
+        client.image("t")
+
+
+@pytest.mark.parametrize("name", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_no_proxy_stands_before_this_machine(client, server, monkeypatch, name):
+    monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    server.answers.append(says(DONE))
+    assert client.task("t") == DONE

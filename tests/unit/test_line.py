@@ -123,7 +123,7 @@ def test_a_job_whose_record_is_lost_has_its_turn_at_its_own_message(services, qu
 
 def test_mates_are_those_in_line_that_differ_in_prompt_and_seed_only(services, line):
     wishes = [
-        {"seed": 1},
+        {"seed": 1, "negative_prompt": "bright"},
         {"seed": 2, "negative_prompt": "dark"},
         {"width": 128},
         {"num_images": 2},
@@ -133,8 +133,9 @@ def test_mates_are_those_in_line_that_differ_in_prompt_and_seed_only(services, l
         {"seed_drawn": False},
         {"prompt": "three"},
         {"prompt": "four"},
+        {"prompt": "five", "negative_prompt": ""},
     ]
-    lead, *others = [job(**{"seed_drawn": True, **wish}) for wish in wishes]
+    lead, *others = [job(**{"seed_drawn": True, "negative_prompt": "pale", **wish}) for wish in wishes]
     for waiting in others:
         services.jobs.create(waiting)
     turns = line(Shelf(A, B))[0]

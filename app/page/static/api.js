@@ -42,6 +42,10 @@ export async function send(path, options = {}) {
 
 /** Bring the input picture to the signed URL, with exactly the headers that were told. */
 export async function upload(task, file) {
+  const most = task.upload_max_bytes;
+  if (file.size > most) {
+    throw new Refusal({ detail: `The picture has ${megabytes(file.size)}; at most ${megabytes(most)} are taken.` });
+  }
   // Without a type of its own the browser adds no Content-Type.
   const body = new Blob([file]);
   const response = await reach(place(task.upload_url), {
@@ -88,6 +92,8 @@ async function problemOf(response) {
     return { detail: `The service answered ${response.status}.`, status: response.status };
   }
 }
+
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
 
 const authorization = (key) => (key === null ? {} : { Authorization: `Bearer ${key}` });
 

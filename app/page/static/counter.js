@@ -57,7 +57,9 @@ export function fill(task) {
   for (const name of ["num_inference_steps", "guidance_scale", "strength"]) setDial(field(name), params[name]);
   field("scheduler").value = params.scheduler ?? "";
   field("seed").value = task.seed;
-  startFrom(params.input_url ? { inputUrl: params.input_url, name: "the same input picture" } : null);
+  startFrom(
+    params.input_url && { inputUrl: params.input_url, maskUrl: params.mask_url, name: "the same input picture" },
+  );
   form.querySelector("details").open = true;
   field("prompt").focus();
 }
@@ -163,7 +165,8 @@ function startFrom(chosen) {
 function startWishes() {
   if (!start) return {};
   const strength = field("strength").valueAsNumber;
-  return start.file ? { input_image: true, strength } : { input_url: start.inputUrl, strength };
+  if (start.file) return { input_image: true, strength };
+  return { input_url: start.inputUrl, strength, ...(start.maskUrl && { mask_url: start.maskUrl }) };
 }
 
 function takeFile(file) {

@@ -200,8 +200,12 @@ async function readHistory(from = null) {
 }
 
 async function readOlder() {
+  const { activeElement } = document;
+  const there = byId("film").children.length;
   cursor = await readHistory(cursor);
   draw();
+  // Its button is gone with the last of them.
+  if (cursor === null && activeElement === byId("older")) byId("film").children[there]?.querySelector("button").focus();
 }
 
 async function readAgain() {

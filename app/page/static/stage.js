@@ -47,7 +47,9 @@ function stageState(task) {
 function showTicket(task) {
   byId("ticket-number").textContent = number(task);
   byId("ticket-state").textContent = state(task);
+  const hadFocus = document.activeElement === byId("cancel");
   byId("cancel").hidden = !isPending(task);
+  if (hadFocus && byId("cancel").hidden) byId("stage-title").focus();
 }
 
 function showDevelopment(task, preview) {

@@ -76,7 +76,7 @@ def test_a_job_is_counted_on_its_whole_way(stack, done):
     for name in ("job_queue_wait", "job_duration", "model_load_duration", "inference_step_duration"):
         assert f'darkroom_{name}_seconds_count{{model_version="steady"}}' in worker
     assert 'darkroom_jobs_finished_total{model_version="steady",outcome="succeeded"}' in courier
-    assert 'darkroom_model_workers{model_version="steady",queue="gen.test"} 1.0' in courier
+    assert 'darkroom_model_workers{model_version="steady",queue="gen.test",without_worker="accept"} 1.0' in courier
 
 
 def test_every_metric_of_rules_and_dashboards_is_told_by_somebody(monitor):

@@ -196,6 +196,18 @@ def test_ctrl_c_on_wait_leaves_the_task_alone(started, stack):
     stack.client.wait(task_id, 30)
 
 
+def test_a_file_that_is_there_is_told_before_the_wait(started, stack, tmp_path):
+    (tmp_path / "star.png").touch()
+    task_id = stack.client.generate("x", model_version="steady", num_inference_steps=1000)["task_id"]
+    process = started("wait", task_id, "-o", str(tmp_path / "star.png"))
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "is there already" in told
+    assert stack.client.task(task_id)["status"] == "PENDING"
+    stack.client.cancel(task_id)
+    stack.client.wait(task_id, 30)
+
+
 def test_who_sees_another_cancel_ends_with_status_4(started, stack):
     process = started("generate", "x", *LONG)
     stack.client.cancel(task_of(process))

@@ -7,7 +7,7 @@ import torch
 from PIL import Image, ImageChops
 
 from app.errors import ModelLoadFailed, SafetyBlocked
-from app.models import loading
+from app.models import loading, pipelines
 from app.models.sources import weights_digest
 from app.models.spec import ModelSpec
 from app.pictures import encode
@@ -177,6 +177,21 @@ def test_a_flagged_picture_among_several_is_its_own_jobs_error_alone(tmp_path, l
     assert isinstance(second, SafetyBlocked)
 
 
+def test_a_checker_that_flags_the_first_picture_keeps_no_worker_from_starting(tmp_path, on_cpu):
+    folder = folders.stable_diffusion(tmp_path / "checked", checker=folders.safety_checker())
+    folders.flag_everything(folder)
+    entry = spec(folder, safety_checker=True)
+    loading.warm_up(loading.load(entry, on_cpu), entry)
+
+
+def test_parts_of_three_dimensions_keep_their_layout_and_others_get_that_of_tensor_cores():
+    flat, deep = torch.nn.Conv2d(4, 4, 3), torch.nn.Conv3d(4, 4, 3)
+    for part in (flat, deep):
+        pipelines.lay_out(part)
+    assert flat.weight.is_contiguous(memory_format=torch.channels_last)
+    assert deep.weight.is_contiguous()
+
+
 def test_a_checker_that_is_not_wanted_is_not_loaded(tmp_path, load):
     folder = folders.stable_diffusion(tmp_path / "checked", checker=folders.safety_checker())
     folders.flag_everything(folder)
@@ -193,6 +208,8 @@ def test_a_checker_that_is_wanted_must_be_there(load):
     [
         ({"schedulers": ["FlowMatchEulerDiscreteScheduler"]}, "cannot run with FlowMatchEulerDiscreteScheduler"),
         ({"schedulers": ["NoSuchScheduler"]}, "cannot run with NoSuchScheduler"),
+        # What diffusers has in its place here wants scipy.
+        ({"schedulers": ["LMSDiscreteScheduler"]}, "cannot run with LMSDiscreteScheduler here"),
         ({"pipeline": "NoSuchPipeline"}, "has no NoSuchPipeline"),
         ({"weights_sha256": "0" * 64}, "the catalogue says 0000"),
         ({"variant": {"cpu": "fp16"}}, "cannot be loaded"),

@@ -4,6 +4,7 @@ import hashlib
 import http.server
 import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,9 @@ def hub(monkeypatch):
 
 
 def files_below(folder):
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """But for the locks of those who fetch."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return sorted(path.relative_to(folder).as_posix() for path in files)
 
 
 def test_the_hub_gives_the_files_of_one_commit_that_the_pipeline_needs(hub, tmp_path):
@@ -109,6 +112,20 @@ def test_what_is_here_is_not_fetched_again(hub, tmp_path):
     hub.clear()
     sources.find(HUB, str(tmp_path), allow_fetch=True)
     assert hub == []
+
+
+def test_workers_that_share_a_cache_fetch_once(hub, tmp_path):
+    together = threading.Barrier(4)
+
+    def find(_):
+        together.wait(20)
+        return sources.find(HUB, str(tmp_path), allow_fetch=True)
+
+    with ThreadPoolExecutor(4) as workers:
+        [folder] = set(workers.map(find, range(4)))
+    weights = [path for path in hub if path.endswith(".safetensors")]
+    assert len(weights) == len(set(weights)), "each file is asked for once"
+    assert not folder.with_name(f".{folder.name}.part").exists()
 
 
 def test_weights_with_another_digest_do_not_get_the_models_name(hub, tmp_path):

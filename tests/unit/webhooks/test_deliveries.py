@@ -11,7 +11,15 @@ import structlog
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.egress import Answer
-from app.errors import AddressRefused, EgressError, Internal, NotReady, StoreUnavailable, WebhookNotFound
+from app.errors import (
+    AddressRefused,
+    EgressError,
+    Internal,
+    NotReady,
+    StorageUnavailable,
+    StoreUnavailable,
+    WebhookNotFound,
+)
 from app.record import Phase
 from app.settings import Settings
 from app.webhooks import MAX_TRIES, MOST_ASKED_SECONDS, OUTBOX, SHARES, Dispatcher, pause, sign
@@ -127,6 +135,30 @@ def test_what_got_through_or_is_gone_for_good_is_over(services, ended, answer):
     ended()
     deliver(services, answer)
     assert entries(services) == {}
+
+
+def test_a_receiver_that_wants_no_more_is_no_failure_of_ours(services, ended):
+    ended()
+    with structlog.testing.capture_logs() as lines:
+        deliver(services, 410)
+    assert [(line["event"], line["log_level"]) for line in lines] == [("webhook.declined", "info")]
+
+
+def test_a_store_that_signs_nothing_costs_a_try_and_its_pause_like_a_receiver_that_is_away(
+    services, new, jobs, monkeypatch
+):
+    task_id = new()
+    finish(jobs, task_id, "SUCCEEDED")
+    jobs._redis.hset(f"job:{task_id}", "images", '[{"sha256": "0", "bytes": 1, "width": 1, "height": 1}]')
+
+    def away(*_):
+        raise StorageUnavailable
+
+    monkeypatch.setattr(services.storage, "download_url", away)
+    began = jobs.now()
+    assert deliver(services) == []
+    assert [delivery["error"] for delivery in jobs.get(task_id).deliveries] == ["the task's URLs could not be signed"]
+    assert entries(services)[f"{task_id}.completed"] > began + services.settings.webhook_pause / 2
 
 
 def test_after_the_last_try_it_is_over(services, ended):
