@@ -197,9 +197,12 @@ local function set(names)
   return found
 end
 
--- Whether there is no parameter but these: a newer version's job is for its workers.
+-- Whether there is no parameter but these: a newer version's job is for its workers. One that cannot be read is nobody's,
+-- and must not keep the others from their turn.
 local function asks_for_no_more_than(names)
-  for name in pairs(cjson.decode(get('params'))) do
+  local is_read, params = pcall(cjson.decode, get('params'))
+  if not is_read then return false end
+  for name in pairs(params) do
     if not names[name] then return false end
   end
   return true

@@ -109,6 +109,12 @@ def test_a_job_of_a_newer_version_is_left_in_line_for_its_workers(jobs, redis, m
     assert jobs.get(other).attempt == (1 if "mood" in more else 0), "unknown names are passed over"
 
 
+def test_a_job_whose_record_is_damaged_keeps_nobody_else_from_their_turn(jobs, redis):
+    damaged, other = reach(jobs, Phase.QUEUED), reach(jobs, Phase.QUEUED)
+    redis.hset(f"job:{damaged}", "params", "{no JSON")
+    assert jobs.claim_next("gen.tiny", 4, ["tiny-scenes-1"], "t1", "worker-1").task_id == other
+
+
 def test_an_id_is_taken_once(jobs):
     new = job()
     assert jobs.create(new)
