@@ -75,6 +75,16 @@ def test_a_job_whose_publishing_was_never_confirmed_is_published_again_after_a_w
     assert ids(published) == [new.task_id]
 
 
+def test_a_job_that_was_handed_back_a_moment_ago_is_none_whose_message_was_lost(courier, services, jobs, published):
+    task_id = queued(jobs)
+    services.redis.hset(f"job:{task_id}", "queued_at", jobs.now() - 100)
+    jobs.claim(task_id, "t1", "worker-1")
+    jobs.release(task_id, "t1")
+    for _ in range(3):
+        courier.sweep()
+    assert published == [], "it is published again with all that are not confirmed"
+
+
 def test_a_job_whose_picture_has_arrived_is_started(courier, services, published):
     task_id = awaiting(services)
     services.storage.put(input_name(task_id), picture(), "image/png")

@@ -162,7 +162,7 @@ def test_a_queue_counts_its_own_jobs_in_their_order(jobs):
 @pytest.mark.parametrize("way", ["lost", "handed back"])
 @pytest.mark.parametrize("priority", ["normal", "low"])
 def test_a_job_whose_worker_goes_again_and_again_keeps_its_place_in_line(jobs, redis, way, priority):
-    first, second = line = [job(priority=priority), job(priority=priority)]
+    _, first, second = line = [job(priority=priority) for _ in range(3)]
     for new in line:
         jobs.create(new)
         _next_millisecond(jobs)
@@ -173,7 +173,7 @@ def test_a_job_whose_worker_goes_again_and_again_keeps_its_place_in_line(jobs, r
             assert jobs.requeue(first.task_id)
         else:
             jobs.release(first.task_id, token)
-        assert [jobs.standing(each).position for each in line] == [0, 1]
+        assert [jobs.standing(each).position for each in line] == [0, 1, 2]
         assert jobs.get(first.task_id).queued_at > jobs.get(second.task_id).queued_at, "for the last time"
 
 

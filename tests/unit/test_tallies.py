@@ -4,10 +4,11 @@ import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 
-from app import tallies
+from app import metrics, tallies
 
 HOLD = "from app import tallies; print(tallies.folder(), flush=True); input()"
 TAKEN_OVER = "import os; from app import tallies; os.execv('/bin/sh', ['sh', '-c', f'echo {tallies.folder()}; read x'])"
@@ -54,3 +55,16 @@ def test_what_is_no_folder_is_left_alone(here):
     (here / "darkroom-metrics-note").write_text("mine")
     tallies.folder()
     assert (here / "darkroom-metrics-note").read_text() == "mine"
+
+
+def test_a_role_that_ends_empties_its_own_folder_and_none_that_others_may_use(here, monkeypatch):
+    monkeypatch.chdir(here)
+    given, own = here / "given", here / tallies.folder()
+    given.mkdir()
+    for folder in (given, own, here):
+        (folder / "counter_1.db").touch()
+    for name in (str(given), str(own), ""):
+        metrics.clear(SimpleNamespace(prometheus_multiproc_dir=name))
+    assert not own.exists()
+    assert (given / "counter_1.db").exists()
+    assert (here / "counter_1.db").exists()
