@@ -23,6 +23,12 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
         util.write_error = write_problem
         super().init_process()
 
+    def is_parent_alive(self) -> bool:
+        """Who has lost its parent stops as if it had been told to: the next web process wants the door now."""
+        is_there = bool(super().is_parent_alive())
+        self.alive: bool = self.alive and is_there
+        return is_there
+
     def set_accept_enabled(self, enabled: bool) -> None:
         super().set_accept_enabled(enabled)
         if not self.alive:

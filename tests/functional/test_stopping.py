@@ -51,6 +51,26 @@ def test_a_web_process_that_stops_answers_who_waits_and_refuses_who_comes(stack)
     assert web.process.wait(10) == 0
 
 
+def test_a_web_tier_whose_first_process_is_killed_gives_way_to_the_next_and_answers_who_waits(stack):
+    web, answers = stack.start("web"), []
+    stack.ready()
+    task_id = stack.client.submit("a red circle")["task_id"]
+    waits = threading.Thread(
+        target=lambda: answers.append(requests.get(f"{stack.url}/tasks/{task_id}?wait=20", timeout=60))
+    )
+    waits.start()
+    orphan = until(lambda: [each for each in web.children if has_connection(each)], 5, "the request has come")[0]
+    web.kill()
+    stack.roles.remove(web)
+    # Two looks for its parent, a second apart.
+    until(lambda: refuses(stack.port), 5, "the door is closed")
+    assert runs(orphan), "nobody is answered any more: this shows nothing"
+    stack.start("web")
+    stack.ready(seconds=15)
+    waits.join(60)
+    assert [answer.status_code for answer in answers] == [200]
+
+
 def has_connection(process):
     return any(connection.status == "ESTABLISHED" for connection in process.net_connections("tcp"))
 
