@@ -171,6 +171,7 @@ def _authenticator(callers: Callers) -> Callable[[], None]:
 def _parse() -> None:
     """What is not a JSON object is refused as such, before its fields are looked at."""
     if request.endpoint == "generate" and request.method == "POST":
+        _read_whole()
         try:
             body = request.get_json()
         except RecursionError:
@@ -180,6 +181,14 @@ def _parse() -> None:
         # A text would be parsed once more.
         if not isinstance(body, dict):
             raise BadRequest("The body is no JSON object.")
+
+
+def _read_whole() -> None:
+    """A body that does not tell its length would be cut at the limit, and what is before that taken for all of it."""
+    if request.content_length is None and (most := request.max_content_length):
+        request.max_content_length = most + 1
+        if len(request.get_data()) > most:
+            raise werkzeug.exceptions.RequestEntityTooLarge
 
 
 def _label(response: Response) -> Response:

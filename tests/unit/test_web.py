@@ -1,6 +1,7 @@
 """Every endpoint over WSGI: what it answers, and every refusal as a problem document with its code."""
 
 import dataclasses
+import io
 import json
 import re
 import threading
@@ -130,6 +131,27 @@ def test_an_unknown_model_is_refused_with_its_own_code(client):
 
 def test_a_body_of_another_type_is_refused(client):
     assert_problem(client.post("/generate", data={"prompt": "a"}), 415, "unsupported_media_type")
+
+
+@pytest.mark.parametrize("rest", [b" " * 80_000, b" " * 65_513 + b"GARBAGE"])
+def test_a_body_that_does_not_tell_that_it_is_too_large_is_not_cut_and_taken(client, published, rest):
+    body = io.BytesIO(b'{"prompt": "a red star"}' + rest)
+    answer = client.post("/generate", input_stream=body, **IN_CHUNKS)
+    assert_problem(answer, 413, "content_too_large")
+    assert published == []
+
+
+def test_a_body_that_does_not_tell_its_length_is_read(client):
+    body = io.BytesIO(b'{"prompt": "a red star"}')
+    assert client.post("/generate", input_stream=body, **IN_CHUNKS).status_code == 202
+
+
+# As gunicorn hands on a body that comes in chunks.
+IN_CHUNKS = {
+    "content_type": "application/json",
+    "headers": {"Transfer-Encoding": "chunked"},
+    "environ_overrides": {"wsgi.input_terminated": True},
+}
 
 
 def test_a_body_that_is_too_large_is_refused(client):
