@@ -107,7 +107,7 @@ class InputMissing(RequestError):
 
 
 class NotReady(RequestError):
-    status, code, title, retryable = 409, "not_ready", "No picture yet", True
+    status, code, title, retryable = 409, "not_ready", "Not done yet", True
 
 
 class NoPicture(RequestError):
