@@ -36,6 +36,9 @@ TICKET_TTL = 86_400
 # A job of low priority stands in line as if it had come so many seconds later.
 LATER = 86_400
 
+# The names of what this version can run, as jobs.lua reads them.
+_KNOWN_PARAMETERS = json.dumps(list(Params.model_fields))
+
 # What says that Redis is away, and not that we asked for something wrong.
 _AWAY = (RedisConnectionError, RedisTimeoutError)
 
@@ -140,7 +143,7 @@ class JobStore:
 
     def claim_next(self, queue: str, most: int, models: list[str], token: str, owner: str) -> Claim:
         """The same for the first in this queue's line that is for one of these models; looks at so many at most."""
-        known = (json.dumps(list(Params.model_fields)), json.dumps(models))
+        known = (_KNOWN_PARAMETERS, json.dumps(models))
         task_id, *answer = self._move("claim_next", "", token, owner, self._lease, queue, most, *known)
         return self._claim(task_id, token, *answer)
 
