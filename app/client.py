@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -24,6 +23,7 @@ import urllib3
 
 from app import __version__
 from app.errors import DarkroomError
+from app.loopback import is_loopback
 
 # The longest wait of one request, in seconds: below the service's own limit and that of common proxies.
 WAIT = 30
@@ -78,7 +78,7 @@ class Client:
         self._key = key
         self._session = requests.Session()
         # No proxy leads to this machine.
-        self._session.trust_env = not _is_here(urlsplit(url).hostname or "")
+        self._session.trust_env = not is_loopback(urlsplit(url).hostname or "")
         self._session.headers["User-Agent"] = f"darkroom/{__version__}"
 
     def generate(
@@ -302,13 +302,6 @@ class Client:
 
     def _silent(self, error: Exception) -> ApiError:
         return ApiError(f"{self._url} does not answer ({type(error).__name__}).")
-
-
-def _is_here(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def write(path: Path, data: bytes, *, overwrite: bool) -> None:

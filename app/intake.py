@@ -132,20 +132,25 @@ class Intake:
 
     def start_if_uploaded(self, job: Job) -> bool:
         """Queue a job whose inputs have all arrived; False while one has not."""
-        limit = self._services.settings.upload_max_bytes
         for name in self._awaited(job):
             size = self._services.storage.size(name)
             if size is None:
                 return False
-            if size > limit:
+            if fault := self._fault(size):
                 # Whoever else saw the same picture may have said so already.
                 with suppress(ClaimLost):
-                    error = InputInvalid(f"The input picture is larger than {limit} bytes.")
-                    self._services.jobs.fail(job.task_id, error)
+                    self._services.jobs.fail(job.task_id, InputInvalid(fault))
                 return True
         if self._services.jobs.queue(job.task_id):
             self._try_to_publish(job)
         return True
+
+    def _fault(self, size: int) -> str:
+        """What no worker need be asked about an upload of that many bytes; empty where there is nothing."""
+        limit = self._services.settings.upload_max_bytes
+        if not size:
+            return "The input picture is empty."
+        return f"The input picture is larger than {limit} bytes." if size > limit else ""
 
     def give_up_waiting(self, job: Job) -> None:
         """The upload's time is over."""

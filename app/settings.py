@@ -8,7 +8,6 @@ import base64
 import re
 import socket
 from collections.abc import Mapping
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -19,6 +18,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 
 from app import __version__
 from app.errors import SettingsError, reason
+from app.loopback import is_loopback
 
 
 def _is_an_address(url: str) -> str:
@@ -218,11 +218,7 @@ class Settings(BaseSettings):
     @property
     def is_local(self) -> bool:
         """Whether only this machine reaches the web tier, as far as WEB_BIND says."""
-        host = self.web_bind.rpartition(":")[0].strip("[]")
-        try:
-            return host == "localhost" or ip_address(host).is_loopback
-        except ValueError:
-            return False
+        return is_loopback(self.web_bind.rpartition(":")[0].strip("[]"))
 
     @property
     def trusted_hosts(self) -> list[str] | None:

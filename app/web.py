@@ -257,7 +257,7 @@ def _tickets(app: OpenAPI, desk: Desk) -> None:
 
     @app.delete("/tasks/<string:task_id>", tags=[TASKS], responses=responses({204: None}, 404, 409, 410, 503))
     def delete(path: TaskPath) -> Response:
-        """Remove a finished task and its pictures."""
+        """Remove a finished task and its pictures. A task that was to start from one of them fails."""
         desk.delete(path.task_id)
         return Response(status=204)
 

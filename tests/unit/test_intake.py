@@ -218,6 +218,14 @@ def test_a_picture_larger_than_promised_ends_the_job_whoever_sees_it(services, p
     assert (ended.status, ended.error["code"], published) == (Status.FAILED, "input_invalid", [])
 
 
+def test_an_empty_upload_ends_the_job_without_a_worker(intake, services, published):
+    job, _ = submit(intake, input_image=True)
+    services.storage.put(input_name(job.task_id), b"", "image/png")
+    ended = intake.start(job)
+    assert (ended.status, ended.error["code"], published) == (Status.FAILED, "input_invalid", [])
+    assert ended.error["message"] == "The input picture is empty."
+
+
 def test_a_picture_as_large_as_promised_is_taken(services, published):
     exact = services.settings.model_copy(update={"upload_max_bytes": len(picture())})
     intake = Intake(dataclasses.replace(services, settings=exact))

@@ -1,6 +1,7 @@
 """Every endpoint over WSGI: what it answers, and every refusal as a problem document with its code."""
 
 import dataclasses
+import gzip
 import io
 import json
 import re
@@ -131,6 +132,15 @@ def test_an_unknown_model_is_refused_with_its_own_code(client):
 
 def test_a_body_of_another_type_is_refused(client):
     assert_problem(client.post("/generate", data={"prompt": "a"}), 415, "unsupported_media_type")
+
+
+def test_a_compressed_body_is_refused_as_such(client):
+    body = gzip.compress(b'{"prompt": "a red star"}')
+    answer = client.post(
+        "/generate", data=body, content_type="application/json", headers={"Content-Encoding": "gzip"}
+    )
+    assert_problem(answer, 415, "unsupported_media_type")
+    assert answer.json["detail"] == "The body must be sent as it is, without Content-Encoding."
 
 
 @pytest.mark.parametrize("rest", [b" " * 80_000, b" " * 65_513 + b"GARBAGE"])
