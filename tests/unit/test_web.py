@@ -136,9 +136,7 @@ def test_a_body_of_another_type_is_refused(client):
 
 def test_a_compressed_body_is_refused_as_such(client):
     body = gzip.compress(b'{"prompt": "a red star"}')
-    answer = client.post(
-        "/generate", data=body, content_type="application/json", headers={"Content-Encoding": "gzip"}
-    )
+    answer = client.post("/generate", data=body, content_type="application/json", headers={"Content-Encoding": "gzip"})
     assert_problem(answer, 415, "unsupported_media_type")
     assert answer.json["detail"] == "The body must be sent as it is, without Content-Encoding."
 
