@@ -34,7 +34,10 @@ def asks(command: Callable[..., int]) -> Callable[..., int]:
 
     @functools.wraps(command)
     def run(output: Output, **kwargs: Any) -> int:
-        return command(client_of_environment(), output, **kwargs)
+        client = client_of_environment()
+        if settings.load_client().key_is_overheard:
+            output.note("Whoever listens on the way sees your key: DARKROOM_URL begins with http://, not https://.")
+        return command(client, output, **kwargs)
 
     return run
 

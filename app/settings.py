@@ -251,6 +251,12 @@ class ClientSettings(BaseSettings):
             raise ValueError("holds what no key holds, a space or a line's end perhaps")
         return key
 
+    @property
+    def key_is_overheard(self) -> bool:
+        """Whether the key goes unencrypted to another machine."""
+        address = urlsplit(self.url)
+        return bool(self.api_key) and address.scheme == "http" and not is_loopback(address.hostname or "")
+
 
 def load_client() -> ClientSettings:
     """Read DARKROOM_URL and DARKROOM_API_KEY; raises SettingsError naming every mistake."""

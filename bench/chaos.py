@@ -99,7 +99,6 @@ class Service:
     def stop(self) -> None:
         self._over.set()
         self._thread.join()
-        self.stack.stop()
 
     def _supervise(self) -> None:
         while not self._over.wait(0.3):
@@ -222,23 +221,23 @@ def play(seed: int, jobs: int, faults: int, seconds: float, patience: float = 15
         direct = settings["STORAGE_EMULATOR_HOST"]
         more = {"LEASE": str(LEASE), "UNCONFIRMED_AFTER": "5", "MAX_ATTEMPTS": "20", "WEB_WORKERS": "2"}
         more |= {"WORKER_QUEUE": QUEUE, "STORAGE_EMULATOR_HOST": store.url, "TORCH_THREADS": "1"}
-        stack = Stack(folder, **{**settings, **more})
-        service = Service(stack, folder / "notes")
-        try:
-            time.sleep(SETTLED)
-            load, trouble = Load(stack, jobs, draw), Faults(service, store, draw)
-            report, started = Report(seed, faults=faults), time.monotonic()
-            client = threading.Thread(target=load.play, args=(seconds,))
-            client.start()
-            trouble.play(faults, seconds / max(faults, 1))
-            client.join()
-            tasks = _settle(stack, list(load.tickets.values()), patience)
-            report.seconds = round(time.monotonic() - started, 1)
-            _judge(report, load, tasks, trouble, folder / "notes")
-            _judge_objects(report, tasks, f"{direct}/storage/v1/b/{settings['STORAGE_URL'].split('/')[2]}/o")
-            _look_for_life(report, stack, patience)
-        finally:
-            service.stop()
+        with Stack(folder, **{**settings, **more}) as stack:
+            service = Service(stack, folder / "notes")
+            try:
+                time.sleep(SETTLED)
+                load, trouble = Load(stack, jobs, draw), Faults(service, store, draw)
+                report, started = Report(seed, faults=faults), time.monotonic()
+                client = threading.Thread(target=load.play, args=(seconds,))
+                client.start()
+                trouble.play(faults, seconds / max(faults, 1))
+                client.join()
+                tasks = _settle(stack, list(load.tickets.values()), patience)
+                report.seconds = round(time.monotonic() - started, 1)
+                _judge(report, load, tasks, trouble, folder / "notes")
+                _judge_objects(report, tasks, f"{direct}/storage/v1/b/{settings['STORAGE_URL'].split('/')[2]}/o")
+                _look_for_life(report, stack, patience)
+            finally:
+                service.stop()
     # The logs of a run that went wrong are worth keeping.
     if report.is_good:
         shutil.rmtree(folder)

@@ -162,16 +162,13 @@ def running(on: str, *roles: str, **settings: str) -> Iterator[Stack]:
             "MODELS_FILE": str(ROOT / "bench/models.yaml"), "WORKER_QUEUE": "gen.bench", "QUEUE_LIMIT": "0",
             "TORCH_THREADS": "0", "SWEEP_INTERVAL": "2", "LOG_FORMAT": "json", "OMP_WAIT_POLICY": "PASSIVE",
         }  # fmt: skip
-        stack = Stack(Path(folder), **(ours | backend | settings))
-        _as_in_production(redis_of(stack))
-        try:
+        with Stack(Path(folder), **(ours | backend | settings)) as stack:
+            _as_in_production(redis_of(stack))
             for role in roles:
                 stack.start(role)
             if "web" in roles:
                 stack.ready(*(MODELS if "worker" in roles else ()))
             yield stack
-        finally:
-            stack.stop()
 
 
 def _as_in_production(redis: Redis) -> None:

@@ -33,14 +33,9 @@ def main(minutes: float, tasks: int) -> None:
     """Measure and print one JSON document."""
     with tempfile.TemporaryDirectory() as folder, embedded(Path(folder)) as backend:
         hooks = {"WEBHOOK_SECRET": SECRET, "WEBHOOK_ALLOW_PRIVATE": "true"}
-        stack = Stack(Path(folder), **backend, **hooks)
-        for role in ("web", "worker", "courier"):
-            stack.start(role)
-        try:
-            stack.ready("steady")
+        with Stack(Path(folder), **backend, **hooks) as stack:
+            stack.start_all("steady")
             click.echo(json.dumps(measure(stack, 60 * minutes, tasks), indent=1))
-        finally:
-            stack.stop()
 
 
 def measure(stack: Stack, seconds: float, tasks: int) -> dict[str, float]:

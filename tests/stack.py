@@ -69,7 +69,7 @@ class Role:
 
 
 class Stack:
-    """Settings in the environment, and the processes that were started with them."""
+    """Settings in the environment, and the processes that were started with them, which end with the `with`."""
 
     def __init__(self, folder, *, key="", **settings):
         self.folder = folder
@@ -94,6 +94,12 @@ class Stack:
         self.roles.append(role)
         return role
 
+    def start_all(self, *models):
+        """Start one web process, one worker and one courier, and wait until they serve these models."""
+        for name in ("web", "worker", "courier"):
+            self.start(name)
+        return self.ready(*models)
+
     def ready(self, *models, seconds=START_SECONDS):
         """Wait until the web tier is ready and a worker serves each of these models."""
 
@@ -108,6 +114,9 @@ class Stack:
         until(serving, seconds, f"ready with {models}")
         return self
 
-    def stop(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         for role in reversed(self.roles):
             role.stop()

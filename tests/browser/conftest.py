@@ -18,14 +18,8 @@ def pytest_collection_modifyitems(items):
 def stack(tmp_path_factory):
     """One web process, one worker, one courier, on what `script/server` bundles."""
     folder = tmp_path_factory.mktemp("page")
-    with embedded(folder) as backend:
-        stack = Stack(folder, **backend, DEFAULT_MODEL_VERSION="steady")
-        for role in ("web", "worker", "courier"):
-            stack.start(role)
-        try:
-            yield stack.ready("steady")
-        finally:
-            stack.stop()
+    with embedded(folder) as backend, Stack(folder, **backend, DEFAULT_MODEL_VERSION="steady") as stack:
+        yield stack.start_all("steady")
 
 
 # Playwright's event loop runs until the browser is closed; other modules' tests may want one of their own.

@@ -18,17 +18,12 @@ PATIENCE = 180_000
 def main(folder):
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch, embedded(Path(scratch)) as settings:
-        stack = Stack(Path(scratch), **settings, MODELS_FILE=str(ROOT / "config/models.yaml"), WORKER_QUEUE="gen.tiny")
-        for role in ("web", "worker", "courier"):
-            stack.start(role)
-        try:
-            stack.ready(MODEL)
+        models = {"MODELS_FILE": str(ROOT / "config/models.yaml"), "WORKER_QUEUE": "gen.tiny"}
+        with Stack(Path(scratch), **settings, **models) as stack, chromium() as browser:
+            stack.start_all(MODEL)
             for seed, prompt in enumerate(PROMPTS):
                 stack.client.wait(stack.client.generate(prompt, seed=seed)["task_id"], 60)
-            with chromium() as browser:
-                take_all(browser, stack.url, folder)
-        finally:
-            stack.stop()
+            take_all(browser, stack.url, folder)
 
 
 def take_all(browser, url, folder):

@@ -309,14 +309,9 @@ def locked(tmp_path_factory):
     key, caller = new_key("visitor")
     keys = folder / "keys.yaml"
     keys.write_text(f"callers:\n  - {caller.model_dump_json()}\n")
-    with embedded(folder) as backend:
-        stack = Stack(folder, key=key, **backend, API_KEYS_FILE=str(keys), DEFAULT_MODEL_VERSION="steady")
-        for role in ("web", "worker"):
-            stack.start(role)
-        try:
-            yield stack.ready("steady"), key
-        finally:
-            stack.stop()
+    settings = {"API_KEYS_FILE": str(keys), "DEFAULT_MODEL_VERSION": "steady"}
+    with embedded(folder) as backend, Stack(folder, key=key, **backend, **settings) as stack:
+        yield stack.start_all("steady"), key
 
 
 def test_who_has_no_key_is_asked_for_one_and_then_comes_in(visit, locked):

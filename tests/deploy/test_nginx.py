@@ -39,20 +39,16 @@ def limit(name):
 def stack(tmp_path_factory):
     """Two web processes; no worker, so that what is accepted stays queued."""
     folder = tmp_path_factory.mktemp("web")
-    with embedded(folder) as backends:
-        ports = [free_port(), free_port()]
-        stack = Stack(folder, **backends, TRUSTED_PROXIES="1", QUEUE_LIMIT="0")
+    ports = [free_port(), free_port()]
+    with embedded(folder) as backends, Stack(folder, **backends, TRUSTED_PROXIES="1", QUEUE_LIMIT="0") as stack:
         stack.ports, stack.port = ports, ports[0]
         stack.webs = [stack.start("web", WEB_BIND=f"127.0.0.1:{port}") for port in ports]
-        try:
-            until(lambda: all(ready(port) for port in ports), 60, "two web processes are ready")
-            yield stack
-        finally:
-            stack.stop()
+        until(lambda: all(ready(port) for port in ports), 60, "two web processes are ready")
+        yield stack
 
 
 def ready(port):
-    with contextlib.suppress(requests.ConnectionError):
+    with contextlib.suppress(requests.RequestException):
         return requests.get(f"http://127.0.0.1:{port}/readyz", timeout=5).ok
     return False
 

@@ -135,9 +135,7 @@ def place(tmp_path_factory):
     """A web process, a courier, and a machine whose worker of version 1 is ready; version 2 is good, 3 is bad."""
     tool("ssh")
     folder = tmp_path_factory.mktemp("ssh")
-    with embedded(folder) as backends, contextlib.ExitStack() as ended:
-        stack = Stack(folder, **backends)
-        ended.callback(stack.stop)
+    with embedded(folder) as backends, Stack(folder, **backends) as stack, contextlib.ExitStack() as ended:
         machine = Machine(folder, backends)
         ended.callback(machine.stop)
         machine.image("1.0.0-good")

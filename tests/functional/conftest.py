@@ -17,13 +17,8 @@ def backend(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def stack(backend, tmp_path_factory):
     """One web process, one worker, one courier."""
-    stack = Stack(tmp_path_factory.mktemp("stack"), **backend)
-    for role in ("web", "worker", "courier"):
-        stack.start(role)
-    try:
-        yield stack.ready("steady", "raises")
-    finally:
-        stack.stop()
+    with Stack(tmp_path_factory.mktemp("stack"), **backend) as stack:
+        yield stack.start_all("steady", "raises")
 
 
 @pytest.fixture

@@ -44,15 +44,10 @@ def hired(tmp_path_factory):
 def stack(hired, tmp_path_factory):
     """Two web processes behind one address, a worker and a courier."""
     path, held = hired
-    with embedded(tmp_path_factory.mktemp("embedded")) as settings:
-        more = {"API_KEYS_FILE": str(path), "WEB_WORKERS": "2", "WEB_THREADS": "8", "LOG_LEVEL": "DEBUG"}
-        stack = Stack(tmp_path_factory.mktemp("stack"), key=held["boss"], **settings, **more)
-        for role in ("web", "worker", "courier"):
-            stack.start(role)
-        try:
-            yield stack.ready("steady")
-        finally:
-            stack.stop()
+    folder = tmp_path_factory.mktemp("stack")
+    more = {"API_KEYS_FILE": str(path), "WEB_WORKERS": "2", "WEB_THREADS": "8", "LOG_LEVEL": "DEBUG"}
+    with embedded(folder) as settings, Stack(folder, key=held["boss"], **settings, **more) as stack:
+        yield stack.start_all("steady")
 
 
 @pytest.fixture

@@ -24,14 +24,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stack(folder, tmp_path_factory):
-    with embedded(folder) as settings:
-        stack = Stack(tmp_path_factory.mktemp("stack"), **settings)
-        for role in ("web", "courier", "worker"):
-            stack.start(role)
-        try:
-            yield stack.ready("steady")
-        finally:
-            stack.stop()
+    with embedded(folder) as settings, Stack(tmp_path_factory.mktemp("stack"), **settings) as stack:
+        yield stack.start_all("steady")
 
 
 def start(stack, steps):

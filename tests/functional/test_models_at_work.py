@@ -20,15 +20,11 @@ pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
     """One web process and one courier; each test starts the workers that it needs."""
-    with embedded(tmp_path_factory.mktemp("embedded")) as settings:
-        stack = Stack(tmp_path_factory.mktemp("stack"), **settings, LEASE="5")
+    folder = tmp_path_factory.mktemp("stack")
+    with embedded(folder) as settings, Stack(folder, **settings, LEASE="5") as stack:
         stack.start("web")
         stack.start("courier")
-        try:
-            until(stack.client.ready, 60, "the web tier is ready")
-            yield stack
-        finally:
-            stack.stop()
+        yield stack.ready()
 
 
 @pytest.fixture

@@ -21,10 +21,8 @@ pytestmark = pytest.mark.functional
 
 @pytest.fixture
 def stack(tmp_path):
-    with embedded(tmp_path) as backends:
-        stack = Stack(tmp_path, **backends, ALIVE_FILE=str(tmp_path / "alive"))
+    with embedded(tmp_path) as backends, Stack(tmp_path, **backends, ALIVE_FILE=str(tmp_path / "alive")) as stack:
         yield stack
-        stack.stop()
 
 
 def refuses(port):

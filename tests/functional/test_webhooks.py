@@ -87,14 +87,9 @@ def receiver():
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory):
-    with embedded(tmp_path_factory.mktemp("backends")) as backends:
-        stack = Stack(tmp_path_factory.mktemp("stack"), **backends, **SETTINGS)
-        for role in ("web", "worker", "courier"):
-            stack.start(role)
-        try:
-            yield stack.ready("steady", "raises", seconds=180)
-        finally:
-            stack.stop()
+    folder = tmp_path_factory.mktemp("stack")
+    with embedded(folder) as backends, Stack(folder, **backends, **SETTINGS) as stack:
+        yield stack.start_all("steady", "raises")
 
 
 def generate(stack, receiver, **body):
@@ -208,12 +203,10 @@ def test_everything_may_be_restarted_before_a_delivery(tmp_path, receiver):
     def running(*roles):
         with valkey(folder) as url:
             urls = {"BROKER_URL": f"{url}/0", "REDIS_URL": f"{url}/1", "STORAGE_URL": f"file://{tmp_path}/storage"}
-            stack = Stack(tmp_path, **urls, **SETTINGS, SIGNING_KEY=key)
-            for role in roles:
-                stack.start(role)
-            try:
+            with Stack(tmp_path, **urls, **SETTINGS, SIGNING_KEY=key) as stack:
+                for role in roles:
+                    stack.start(role)
                 yield stack.ready()
-            finally:
                 for role in stack.roles:
                     role.kill()
 

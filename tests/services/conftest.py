@@ -12,12 +12,8 @@ from tests.stack import ROOT, Stack
 @contextlib.contextmanager
 def on(backends, folder):
     """Settings for a service of its own on these backends; the test starts what it needs."""
-    with backends(folder) as settings:
-        stack = Stack(folder, **settings)
-        try:
-            yield stack
-        finally:
-            stack.stop()
+    with backends(folder) as settings, Stack(folder, **settings) as stack:
+        yield stack
 
 
 @pytest.fixture

@@ -116,18 +116,14 @@ def test_servers_that_ca_file_does_not_vouch_for_are_refused(told, certificate, 
 
 def test_the_stated_rights_suffice_for_the_life_of_a_job(broker_url, redis_url, certificate, tmp_path):
     settings = {"BROKER_URL": broker_url, "REDIS_URL": redis_url, "CA_FILE": str(certificate / "tls.crt")}
-    stack = Stack(tmp_path, **settings, STORAGE_URL=f"file://{tmp_path}/storage", SIGNING_KEY=uuid.uuid4().hex)
-    for role in ("web", "worker", "courier"):
-        stack.start(role)
-    try:
-        ticket = stack.ready("steady").client.generate("a red star", model_version="steady")
+    settings |= {"STORAGE_URL": f"file://{tmp_path}/storage", "SIGNING_KEY": uuid.uuid4().hex}
+    with Stack(tmp_path, **settings) as stack:
+        ticket = stack.start_all("steady").client.generate("a red star", model_version="steady")
         assert stack.client.wait(ticket["task_id"], 60)["status"] == "SUCCEEDED"
         rejected(stack)
         [entry] = until(lambda: list(stack.client.quarantine()), 20, "the message is in quarantine")
         stack.client.requeue(entry["id"])
         assert doctor(stack) == {"redis": True, "broker": True}
-    finally:
-        stack.stop()
     for role in stack.roles:
         assert [word for word in ("ACCESS_REFUSED", "NOPERM", "NOAUTH") if role.wrote(word)] == []
         assert [url for url in (broker_url, redis_url) if role.wrote(urlsplit(url).password)] == []

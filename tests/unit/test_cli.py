@@ -10,6 +10,7 @@ import tomllib
 import click
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from app import __version__, cli
 from tests.stack import ROOT
@@ -37,6 +38,24 @@ def test_the_help_tells_of_each_command_in_a_whole_sentence():
     told = [command.get_short_help_str(60) for group in groups for command in group.commands.values()]
     assert len(told) > 20
     assert [line for line in told if not line.endswith(".") or line.endswith("...")] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "warns"),
+    [
+        ("http://192.0.2.1:9", "dk_x", True),
+        ("https://192.0.2.1:9", "dk_x", False),
+        ("http://192.0.2.1:9", "", False),
+        ("http://127.0.0.1:9", "dk_x", False),
+        ("http://localhost:9", "dk_x", False),
+    ],
+)
+def test_a_key_that_others_can_hear_is_noted(monkeypatch, url, key, warns):
+    monkeypatch.setenv("DARKROOM_URL", url)
+    monkeypatch.setenv("DARKROOM_API_KEY", key)
+    monkeypatch.setattr("app.client.Client.models", lambda _: [])
+    told = CliRunner().invoke(cli.main, ["models"])
+    assert (told.exit_code, "sees your key" in told.stderr) == (0, warns)
 
 
 def test_no_command_shows_the_help_and_an_unknown_one_is_refused():

@@ -1,6 +1,7 @@
 """One stack that everything here looks into: two web processes, a worker and a courier on real services."""
 
 import base64
+import contextlib
 import os
 from urllib.parse import quote
 
@@ -29,28 +30,24 @@ def receiver():
 
 @pytest.fixture(scope="session")
 def stack(collector, tmp_path_factory):
-    with real_services(tmp_path_factory.mktemp("services")) as settings:
-        stack = Stack(
-            tmp_path_factory.mktemp("stack"),
-            **settings,
-            WEB_WORKERS="2",
-            LOG_FORMAT="json",
-            LEASE="2",
-            OTEL_EXPORTER_OTLP_ENDPOINT=collector.url,
+    with real_services(tmp_path_factory.mktemp("services")) as settings, contextlib.ExitStack() as held:
+        settings |= {
+            "WEB_WORKERS": "2",
+            "LOG_FORMAT": "json",
+            "LEASE": "2",
+            "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
             # Seen at once, not after five seconds.
-            OTEL_BSP_SCHEDULE_DELAY="100",
-            WEBHOOK_SECRET="whsec_" + base64.b64encode(os.urandom(32)).decode(),
-            WEBHOOK_ALLOW_PRIVATE="true",
-        )
+            "OTEL_BSP_SCHEDULE_DELAY": "100",
+            "WEBHOOK_SECRET": "whsec_" + base64.b64encode(os.urandom(32)).decode(),
+            "WEBHOOK_ALLOW_PRIVATE": "true",
+        }
+        stack = held.enter_context(Stack(tmp_path_factory.mktemp("stack"), **settings))
         stack.targets = {"web": f"127.0.0.1:{stack.port}"}
         stack.running = {}
         for role in ("web", "worker", "courier"):
             stack.targets.setdefault(role, f"127.0.0.1:{free_port()}")
             stack.running[role] = stack.start(role, METRICS_BIND=stack.targets[role])
-        try:
-            yield stack.ready("steady")
-        finally:
-            stack.stop()
+        yield stack.ready("steady")
 
 
 @pytest.fixture(scope="session")

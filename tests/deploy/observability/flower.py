@@ -45,7 +45,10 @@ class Flower:
             return False
         return any(worker.get("active_queues") for worker in workers.values())
 
-    def stop(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
         self.process.terminate()
         self.process.wait(10)
 
@@ -55,18 +58,15 @@ def main(path):
     from tests.browser.chromium import chromium
 
     with tempfile.TemporaryDirectory() as name, real_services(Path(name)) as settings:
-        stack = Stack(Path(name), **settings, MODELS_FILE=str(ROOT / "config/models.yaml"), WORKER_QUEUE="gen.tiny")
-        flower = Flower(settings["BROKER_URL"], Path(name))
-        try:
-            for role in ("web", "worker", "courier"):
-                stack.start(role)
-            stack.ready("tiny-scenes-1")
+        models = {"MODELS_FILE": str(ROOT / "config/models.yaml"), "WORKER_QUEUE": "gen.tiny"}
+        with (
+            Stack(Path(name), **settings, **models) as stack,
+            Flower(settings["BROKER_URL"], Path(name)) as flower,
+            chromium() as browser,
+        ):
+            stack.start_all("tiny-scenes-1")
             until(flower.knows_a_worker, 60, "Flower knows the worker")
-            with chromium() as browser:
-                take(browser, flower, stack, path)
-        finally:
-            flower.stop()
-            stack.stop()
+            take(browser, flower, stack, path)
 
 
 def take(browser, flower, stack, path):

@@ -12,12 +12,9 @@ pytestmark = [pytest.mark.deploy, pytest.mark.services, pytest.mark.timeout(200)
 
 @pytest.fixture(scope="session")
 def flower(stack, done, tmp_path_factory):
-    flower = Flower(stack.settings["BROKER_URL"], tmp_path_factory.mktemp("flower"))
-    try:
+    with Flower(stack.settings["BROKER_URL"], tmp_path_factory.mktemp("flower")) as flower:
         until(flower.knows_a_worker, 40, "Flower knows the worker")
         yield flower
-    finally:
-        flower.stop()
 
 
 def test_it_is_for_nobody_without_the_password(flower):

@@ -17,15 +17,10 @@ def stack(tmp_path_factory):
     path = tmp_path_factory.mktemp("keys") / "keys.yaml"
     key, caller = keys.new_key("script", rate="1000/second")
     keys.add(path, caller)
-    with embedded(tmp_path_factory.mktemp("embedded")) as settings:
-        stack = Stack(tmp_path_factory.mktemp("stack"), key=key, API_KEYS_FILE=str(path), **settings)
-        for role in ("web", "worker", "courier"):
-            stack.start(role)
+    folder = tmp_path_factory.mktemp("stack")
+    with embedded(folder) as settings, Stack(folder, key=key, API_KEYS_FILE=str(path), **settings) as stack:
         stack.key = key
-        try:
-            yield stack.ready("steady", "raises")
-        finally:
-            stack.stop()
+        yield stack.start_all("steady", "raises")
 
 
 @pytest.fixture
