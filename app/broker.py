@@ -55,18 +55,24 @@ class Broker:
 
     def publish(self, job: Job) -> None:
         """Send the job's message and wait until the broker has it."""
+        # In the job's own trace, whoever publishes: the sweep, or a look at a task whose input has come. Celery's
+        # instrumentation has a span for the sender too, which never ends when the broker is away.
+        with (
+            self._seat(),
+            tracing.continued(job.traceparent),
+            tracing.span(f"send {job.queue}", SpanKind.PRODUCER, task_id=job.task_id),
+        ):
+            self._send(job)
+
+    @contextmanager
+    def _seat(self) -> Iterator[None]:
+        """The right to take a producer from the pool."""
         if not self._seats.acquire(timeout=SEAT_SECONDS):
-            raise BrokerUnavailable("The queue takes jobs too slowly; try again shortly.")
+            raise BrokerUnavailable("The queue takes messages too slowly; try again shortly.")
         try:
-            # In the job's own trace, whoever publishes: the sweep, or a look at a task whose input has come. Celery's
-            # instrumentation has a span for the sender too, which never ends when the broker is away.
-            with (
-                tracing.continued(job.traceparent),
-                tracing.span(f"send {job.queue}", SpanKind.PRODUCER, task_id=job.task_id),
-            ):
-                self._send(job)
+            yield
         except _AWAY as error:
-            raise BrokerUnavailable("The queue does not take jobs; try again shortly.") from error
+            raise BrokerUnavailable("The queue does not take messages; try again shortly.") from error
         finally:
             self._seats.release()
 
@@ -134,15 +140,12 @@ class Broker:
         queue = self._app.amqp.queues.get(letter.queue)
         if queue is None:
             raise NotRequeuable("The queue that it came from is served no more; drop it.")
-        try:
-            with self._app.producer_pool.acquire(block=True) as producer:
-                producer.publish(
-                    letter.body, exchange=queue.exchange, routing_key=queue.routing_key, declare=[queue], retry=True,
-                    retry_policy=self._app.conf.task_publish_retry_policy, mandatory=True,
-                    headers=letter.headers, content_type=letter.content_type, content_encoding=letter.content_encoding,
-                )  # fmt: skip
-        except _AWAY as error:
-            raise BrokerUnavailable("The queue does not take messages; try again shortly.") from error
+        with self._seat(), self._app.producer_pool.acquire(block=True) as producer:
+            producer.publish(
+                letter.body, exchange=queue.exchange, routing_key=queue.routing_key, declare=[queue], retry=True,
+                retry_policy=self._app.conf.task_publish_retry_policy, mandatory=True,
+                headers=letter.headers, content_type=letter.content_type, content_encoding=letter.content_encoding,
+            )  # fmt: skip
 
     @contextmanager
     def _channel(self) -> Iterator[Any]:

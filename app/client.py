@@ -294,8 +294,8 @@ class Client:
         if response.ok:
             return response
         problem = _document(response) or {}
-        # The path alone: what follows it may be a signature.
-        message = problem.get("detail") or f"{method} {url.partition('?')[0]}: {response.status_code}"
+        # The host alone: of a signed URL the path and what follows it let others in.
+        message = problem.get("detail") or f"{method} to {urlsplit(url).netloc}: {response.status_code}"
         seconds = response.headers.get("Retry-After", "")
         retry_after = float(seconds) if seconds.isdecimal() else None
         raise ApiError(str(message), problem, status=response.status_code, retry_after=retry_after)

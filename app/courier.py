@@ -6,7 +6,8 @@ each is a question to the bucket, and a sweep has so much time for them and no m
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import structlog
 
@@ -27,6 +28,7 @@ from app.record import Job
 from app.services import Services, build
 from app.settings import Settings
 from app.storage import LocalStorage
+from app.tasks import QUARANTINE
 from app.webhooks import Dispatcher
 
 log = structlog.get_logger("darkroom.courier")
@@ -65,6 +67,8 @@ class Courier:
         # How many messages each queue lacked at the last look.
         self._lacked = dict[str, int]()
         self._unseen = list[str]()
+        # The queues that take no message now.
+        self._closed = set[str]()
 
     def sweep_if_first(self) -> None:
         """Sweep unless another courier has just done so; an outage is logged, and over by itself."""
@@ -80,16 +84,35 @@ class Courier:
     def sweep(self) -> None:
         """One pass over everything whose time has come."""
         jobs, patience = self._services.jobs, self._services.settings.unconfirmed_after
+        self._closed.clear()
         self._each(jobs.due("deadlines"), self._overdue)
         self._each(jobs.due("leases"), self._lost)
-        self._each(jobs.due("unconfirmed", older_than=patience), self._intake.publish_again)
+        self._each(jobs.due("unconfirmed", older_than=patience), self._publish)
         for queue in self._services.catalogue.queues():
-            self._each(self._without_message(queue), self._intake.publish_again)
-        self._services.quarantine.collect()
+            with self._if_open(queue):
+                self._each(self._without_message(queue), self._publish)
+        with self._if_open(QUARANTINE):
+            self._services.quarantine.collect()
         # Last: each of them is a question to the bucket, which may be slow.
         self._look_for_uploads()
         self._clear()
-        metrics.SWEEP.set_to_current_time()
+        if not self._closed:
+            metrics.SWEEP.set_to_current_time()
+
+    def _publish(self, job: Job) -> None:
+        """Unless this sweep knows already that its queue is closed: each further try would take its time."""
+        if job.queue not in self._closed:
+            with self._if_open(job.queue):
+                self._intake.publish_again(job)
+
+    @contextmanager
+    def _if_open(self, queue: str) -> Iterator[None]:
+        """One queue that takes no message now, or a broker that is away, must not hold up what asks nothing of it."""
+        try:
+            yield
+        except BrokerUnavailable as error:
+            self._closed.add(queue)
+            log.warning("sweep.queue_closed", queue=queue, reason=str(error))
 
     def _look_for_uploads(self) -> None:
         """From where the last sweep stopped, for as long as the time between two of them.
@@ -112,7 +135,7 @@ class Courier:
                 job = self._services.jobs.get(task_id)
                 with structlog.contextvars.bound_contextvars(task_id=task_id), tracing.continued(job.traceparent):
                     move(job)
-            except (BrokerUnavailable, StoreUnavailable, StorageUnavailable):
+            except (StoreUnavailable, StorageUnavailable):
                 raise
             except (ClaimLost, TaskNotFound, TaskExpired):
                 self._services.jobs.forget(task_id, self._services.catalogue.queues())
@@ -152,9 +175,9 @@ class Courier:
         if self._services.jobs.requeue(job.task_id):
             metrics.SWEPT.labels("lease_expired").inc()
             log.warning("sweep.lease_expired", task_id=job.task_id)
-            self._intake.publish_again(self._services.jobs.get(job.task_id))
+            self._publish(self._services.jobs.get(job.task_id))
 
     def _waiting(self, job: Job) -> None:
         if not self._intake.start_if_uploaded(job) and (job.upload_expires_at or 0) <= self._services.jobs.now():
-            metrics.SWEPT.labels("upload_expired").inc()
             self._intake.give_up_waiting(job)
+            metrics.SWEPT.labels("upload_expired").inc()

@@ -37,12 +37,17 @@ def _description(task: dict[str, Any]) -> str:
     return f"{word}, {task['queue_position']} before it" if task["queue_position"] else word
 
 
+def words_of(prompt: str) -> str:
+    """The prompt as a file's name."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+
+
 class Targets:
     """The files for a task's pictures. Without a place they are named for the prompt and the task, and so are new."""
 
     def __init__(self, place: Path | None, prompt: str, *, force: bool) -> None:
         self._place = place
-        self._words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
+        self._words = words_of(prompt)
         self._force = force
 
     def check(self, count: int) -> None:

@@ -26,7 +26,6 @@ from app.errors import (
     DeviceLost,
     GpuOutOfMemory,
     JobError,
-    ModelLoadFailed,
     TaskExpired,
     TaskNotFound,
 )
@@ -248,10 +247,7 @@ class Runner:
 
     @tracing.span("job.load_model")
     def _model(self, job: Job) -> Model:
-        try:
-            return self._models[job.params.model_version]
-        except KeyError:
-            raise ModelLoadFailed(f"This worker does not serve {job.params.model_version}.") from None
+        return self._models[job.params.model_version]
 
 
 def _of_batch(held: Held, made: Made) -> list[Image.Image]:

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 import flask
 import structlog
@@ -15,6 +16,7 @@ from flask import Flask, Response, g, request
 from app import metrics, tracing
 from app.callers import Caller, Callers
 from app.errors import BadRequest, Forbidden
+from app.settings import Settings
 
 log = structlog.get_logger("darkroom.web")
 
@@ -66,11 +68,12 @@ class Request(flask.Request):
         self.connection: socket.socket | None = environ.get("gunicorn.socket")
 
 
-def register(app: Flask, callers: Callers) -> None:
+def register(app: Flask, callers: Callers, settings: Settings) -> None:
     """Hang the common parts on the app."""
     app.request_class = Request
     tracing.instrument(app)
     app.before_request(_identify)
+    app.before_request(_name_checker(settings))
     if callers.are_unknown:
         app.before_request(_refuse_other_sites)
     app.before_request(_authenticator(callers))
@@ -143,6 +146,16 @@ def _identify() -> None:
     task_id = (request.view_args or {}).get("task_id", "")
     named = {"task_id": task_id} if re.fullmatch("[0-9a-f-]{36}", task_id) else {}
     structlog.contextvars.bind_contextvars(request_id=g.request_id, **named)
+
+
+def _name_checker(settings: Settings) -> Callable[[], None]:
+    def check_name() -> None:
+        # Werkzeug has seen that it is well made; its own list of names holds no IPv6 address.
+        name = urlsplit(f"//{request.host}").hostname or ""
+        if not settings.is_ours(name):
+            raise werkzeug.exceptions.SecurityError(f"Host {name!r} is not trusted.")
+
+    return check_name
 
 
 def _refuse_other_sites() -> None:

@@ -20,6 +20,7 @@ from app.errors import (
     InputInvalid,
     InputMissing,
     Internal,
+    InvalidRequest,
     NotReady,
     NoWorker,
     QueueFull,
@@ -139,7 +140,7 @@ class Intake:
             if fault := self._fault(size):
                 # Whoever else saw the same picture may have said so already.
                 with suppress(ClaimLost):
-                    self._services.jobs.fail(job.task_id, InputInvalid(fault))
+                    self._services.jobs.fail(job.task_id, InputInvalid(fault), phase=Phase.AWAITING_UPLOAD)
                 return True
         if self._services.jobs.queue(job.task_id):
             self._try_to_publish(job)
@@ -153,8 +154,9 @@ class Intake:
         return f"The input picture is larger than {limit} bytes." if size > limit else ""
 
     def give_up_waiting(self, job: Job) -> None:
-        """The upload's time is over."""
-        self._services.jobs.fail(job.task_id, UploadExpired("No input picture came while the upload_url was good."))
+        """The upload's time is over; raises ClaimLost where it came at the last moment."""
+        error = UploadExpired("No input picture came while the upload_url was good.")
+        self._services.jobs.fail(job.task_id, error, phase=Phase.AWAITING_UPLOAD)
 
     def publish_again(self, job: Job) -> None:
         """Send a queued job's message once more; a worker that gets it twice finds it claimed."""
@@ -162,8 +164,9 @@ class Intake:
             # Its couriers' and its workers'.
             return
         if job.phase is Phase.QUEUED:
-            if job.queue not in self._services.catalogue.queues():
-                self._services.jobs.fail(job.task_id, Internal("Its queue is served no more; run the task again."))
+            if not self._services.catalogue.is_served(job.params.model_version, job.queue):
+                error = Internal("Its model is served no more, or from another queue; run the task again.")
+                self._services.jobs.fail(job.task_id, error, phase=Phase.QUEUED)
                 return
             self._services.publish(job)
         self._services.jobs.confirm(job.task_id)
@@ -176,6 +179,8 @@ class Intake:
         for field, name in self._pictures(params):
             self._check_owner(name, field, caller)
         deadline = request.deadline_seconds or settings.deadline
+        if deadline > settings.result_ttl:
+            raise _too_late(settings.result_ttl)
         job = self._job(params, spec.queue, caller, deadline, client_ref=request.client_ref, **_webhook(request))
         return self._awaiting(job, request) if request.input_image or request.mask_image else job
 
@@ -188,7 +193,8 @@ class Intake:
         same = job.params.model_copy(update={"seed_drawn": False})
         # Where its model is served now.
         queue = self._services.catalogue.get(same.model_version).queue
-        return self._job(same, queue, caller, job.deadline_seconds, rerun_of=job.task_id, **_webhook(job))
+        deadline = min(job.deadline_seconds, self._services.settings.result_ttl)
+        return self._job(same, queue, caller, deadline, rerun_of=job.task_id, **_webhook(job))
 
     def _pictures(self, params: Params) -> Iterator[tuple[str, str]]:
         """The objects that the job starts from, each after the field that names it; raises InvalidRequest."""
@@ -285,6 +291,12 @@ def _note(job: Job) -> None:
     """The job is accepted; from here on the request's lines tell its id."""
     metrics.JOBS_SUBMITTED.labels(job.params.model_version).inc()
     structlog.contextvars.bind_contextvars(task_id=job.task_id)
+
+
+def _too_late(seconds: int) -> InvalidRequest:
+    """An input picture is kept for no longer, and the job may need it until its deadline."""
+    reason = f"must be at most {seconds}, for which pictures are kept here"
+    return InvalidRequest(f"deadline_seconds {reason}", [{"field": "deadline_seconds", "reason": reason}])
 
 
 def _webhook(source: GenerateRequest | Job) -> dict[str, Any]:

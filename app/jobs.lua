@@ -257,8 +257,9 @@ local function count()
   redis.call('HINCRBY', 'jobs:finished', get('model_version') .. ' ' .. outcome, 1)
 end
 
--- The end. `token` is '' for those who decide over the owner's head; ...: field, value, ... of the result.
-local function finish(token, status, seconds, quarantine, ...)
+-- The end. `token` is '' for those who decide over the owner's head, `only_from` '' where any phase will do; ...: field,
+-- value, ... of the result.
+local function finish(token, status, seconds, quarantine, only_from, ...)
   local phase = get('phase')
   if not phase then return {'missing'} end
   if phase == 'DONE' then
@@ -266,6 +267,7 @@ local function finish(token, status, seconds, quarantine, ...)
     return {get('token') == token and get('status') == status and 'finished' or 'done'}
   end
   if token ~= '' and not holds(token) then return {'lost'} end
+  if only_from ~= '' and only_from ~= phase then return {'lost'} end
   local steps = time('steps')
   if not move('DONE') then return {'invalid', phase} end
   -- The end is not the holder's own.
@@ -285,7 +287,7 @@ end
 -- Back into the line; but who was asked to stop ends there and then. ...: error as JSON, seconds to keep.
 local function back(verdict, error, seconds)
   if get('cancel') then
-    finish('', 'FAILED', seconds, '', 'error', error)
+    finish('', 'FAILED', seconds, '', '', 'error', error)
     return {'canceled'}
   end
   move('QUEUED')
@@ -313,8 +315,8 @@ function moves.requeue()
   return back('queued', ARGV[3], ARGV[4])
 end
 
--- token, status, seconds to keep, quarantine ('1' or ''), field, value, ...
-function moves.finish() return finish(ARGV[3], ARGV[4], ARGV[5], ARGV[6], unpack(ARGV, 7)) end
+-- token, status, seconds to keep, quarantine ('1' or ''), the one phase from which, or '', field, value, ...
+function moves.finish() return finish(ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7], unpack(ARGV, 8)) end
 
 -- error as JSON, seconds to keep: end the job at once when nobody works on it, else ask its worker to stop.
 function moves.cancel()
@@ -323,7 +325,7 @@ function moves.cancel()
   if phase == 'DONE' then return {'done'} end
   put('cancel', '1')
   if running(phase) then return {'asked'} end
-  return finish('', 'FAILED', ARGV[4], '', 'error', ARGV[3])
+  return finish('', 'FAILED', ARGV[4], '', '', 'error', ARGV[3])
 end
 
 -- seconds: leave nothing but the word that there was something, and whose it was.

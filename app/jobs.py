@@ -109,8 +109,7 @@ class JobStore:
     def create(self, job: Job, terms: Terms | None = None) -> Acceptance:
         """Write a new record, if there is none of this id and the terms allow it."""
         terms = terms or Terms()
-        kept = self._result_ttl + DELETED_TTL
-        header = (terms.ticket, terms.digest, TICKET_TTL, terms.most_queued, terms.most_open, kept)
+        header = (terms.ticket, terms.digest, TICKET_TTL, terms.most_queued, terms.most_open, self._listed)
         fields = [part for pair in to_record(job).items() for part in pair]
         verdict, task_id, *more = self._move("create", job.task_id, *header, *fields)
         if not more:
@@ -183,10 +182,15 @@ class JobStore:
         """The end everyone hopes for; `result` is written into the record. Raises ClaimLost."""
         self._finish(task_id, token, Status.SUCCEEDED, result)
 
-    def fail(self, task_id: str, error: JobError, token: str = "", *, quarantine: bool = False) -> None:
-        """The other end. Without a token it is said over the head of whoever holds the job. Raises ClaimLost."""
+    def fail(
+        self, task_id: str, error: JobError, token: str = "", *, phase: Phase | None = None, quarantine: bool = False
+    ) -> None:
+        """The other end. Without a token it is said over the head of whoever holds the job. Raises ClaimLost.
+
+        With a `phase` only a job that is in it still ends: it may have moved since whoever says so has looked.
+        """
         fields = {"error": json.dumps(error.document()), **error.fields()}
-        self._finish(task_id, token, Status.FAILED, fields, quarantine=quarantine)
+        self._finish(task_id, token, Status.FAILED, fields, phase=phase, quarantine=quarantine)
 
     def cancel(self, task_id: str) -> None:
         """End a job that nobody works on; ask the worker of one that runs to stop at its next step."""
@@ -198,7 +202,7 @@ class JobStore:
 
     def of(self, caller: str, before: float, limit: int) -> list[tuple[str, float]]:
         """Ids of this caller's jobs made before that time, and when, newest first."""
-        key, oldest = f"jobs:of:{caller}", self.now() - self._result_ttl - DELETED_TTL
+        key, oldest = f"jobs:of:{caller}", self.now() - self._listed
         ask(lambda: self._redis.zremrangebyscore(key, "-inf", oldest))
         found = ask(lambda: self._redis.zrevrangebyscore(key, f"({before}", "-inf", 0, limit, withscores=True))
         return cast("list[tuple[str, float]]", found)
@@ -294,12 +298,24 @@ class JobStore:
         """The error of a canceled job, and for how long that is kept."""
         return json.dumps(Canceled().document()), self._result_ttl
 
+    @property
+    def _listed(self) -> int:
+        """How long a record may be there after the job was made: no deadline is later than results are kept."""
+        return 2 * self._result_ttl + DELETED_TTL
+
     def _finish(
-        self, task_id: str, token: str, status: Status, fields: dict[str, str], *, quarantine: bool = False
+        self,
+        task_id: str,
+        token: str,
+        status: Status,
+        fields: dict[str, str],
+        *,
+        phase: Phase | None = None,
+        quarantine: bool = False,
     ) -> None:
         flat = [part for pair in fields.items() for part in pair]
-        flag = "1" if quarantine else ""
-        self._hold(task_id, self._move("finish", task_id, token, status, self._result_ttl, flag, *flat))
+        terms = (self._result_ttl, "1" if quarantine else "", phase or "")
+        self._hold(task_id, self._move("finish", task_id, token, status, *terms, *flat))
 
     def _move(self, name: str, task_id: str, *args: str | float) -> list[Any]:
         answer: list[Any] = ask(lambda: self._script(keys=[_key(task_id)], args=[name, task_id, *args]))

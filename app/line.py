@@ -49,7 +49,9 @@ class Line:
         # One that is not queued may have lost its record, which only its own message can make again.
         if may_choose and self.jobs.standing(own).position is not None:
             yield from self._next(own.queue)
-        yield own.task_id
+        # A model that this worker does not serve yet, or no more, others of its queue do.
+        if own.params.model_version in self.models:
+            yield own.task_id
         yield from self._next(own.queue)
 
     def claim(self, queue: str, token: str, owner: str) -> Claim:

@@ -6,7 +6,6 @@ Each kind has an index sorted by time. A task's record is its own; a message is 
 import base64
 import hashlib
 import json
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, cast
@@ -51,13 +50,12 @@ class Quarantine:
         self._seconds = seconds
 
     def collect(self, limit: int = 100) -> None:
-        """Take in what the broker gave up on; raises BrokerUnavailable."""
-        for letter in self._broker.dead_letters(limit):
+        """Take in what the broker gave up on, as far as there is room for it; raises BrokerUnavailable."""
+        # Before any is fetched: what is handed back again and again is dropped by the broker in the end.
+        for letter in self._broker.dead_letters(min(limit, self._room())):
             try:
                 self._give_up(read(letter.headers, letter.content_type, letter.body))
             except Unreadable as error:
-                if self._is_full():
-                    return
                 self._keep(letter, str(error))
 
     def entries(self, before: float, limit: int) -> tuple[list[Entry], float | None]:
@@ -101,28 +99,33 @@ class Quarantine:
         self._broker.send_again(entry.letter)
         ask(lambda: self._redis.delete(_key(entry.id)))
 
-    def _is_full(self) -> bool:
+    def _room(self) -> int:
         messages = int(ask(lambda: self._redis.zcard(MESSAGES)))
         if messages >= MAX_MESSAGES:
             log.warning("quarantine.full", messages=messages)
-        return messages >= MAX_MESSAGES
+        return max(MAX_MESSAGES - messages, 0)
 
     def _give_up(self, job: Job) -> None:
         """End a job that nobody has begun or ended. One that runs or is done only had a message too many."""
         self._jobs.create(job)
-        if self._is_queued(job.task_id):
-            self._fail(job.task_id, AttemptsExhausted("The broker brought it again and again, and none began it."))
+        self._fail(job.task_id, AttemptsExhausted("The broker brought it again and again, and none began it."))
 
-    def _fail(self, task_id: str, error: AttemptsExhausted | Internal) -> None:
-        with suppress(ClaimLost):
-            self._jobs.fail(task_id, error, quarantine=True)
-            log.warning("quarantine.task", task_id=task_id, reason=str(error))
+    def _fail(self, task_id: str, error: AttemptsExhausted | Internal) -> bool:
+        """Whether the job was queued, and has ended now."""
+        try:
+            self._jobs.fail(task_id, error, phase=Phase.QUEUED, quarantine=True)
+        except ClaimLost:
+            return False
+        log.warning("quarantine.task", task_id=task_id, reason=str(error))
+        return True
 
     def _keep(self, letter: DeadLetter, detail: str) -> None:
-        """A message that nobody can read; where it stood for a queued job of ours, that job ends."""
+        """A message that nobody can read; where it stood for a queued job of ours, that job ends.
+
+        But for a newer version's: its couriers see that the job has no message, and its workers can read the next.
+        """
         task_id = str(letter.headers.get("id", ""))
-        if self._is_queued(task_id):
-            self._fail(task_id, Internal(f"No worker can read its message: {detail}"))
+        if self._is_newer(task_id) or self._fail(task_id, Internal(f"No worker can read its message: {detail}")):
             return
         # The same message twice, after a crash between here and its acknowledgement, is one entry.
         entry_id = hashlib.sha256(task_id.encode() + letter.body).hexdigest()[:32]
@@ -132,9 +135,9 @@ class Quarantine:
         ask(lambda: self._redis.zadd(MESSAGES, {entry_id: self._jobs.now()}))
         log.warning("quarantine.message", entry_id=entry_id, queue=letter.queue, reason=detail)
 
-    def _is_queued(self, task_id: str) -> bool:
+    def _is_newer(self, task_id: str) -> bool:
         try:
-            return self._jobs.get(task_id).phase is Phase.QUEUED
+            return self._jobs.get(task_id).is_newer
         except (TaskNotFound, TaskExpired):
             return False
 

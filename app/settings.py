@@ -83,7 +83,9 @@ class Settings(BaseSettings):
     public_url: Address = Field(
         "", description="The address clients use, for `file://` URLs; default `http://` + `WEB_BIND`."
     )
-    web_bind: str = Field("127.0.0.1:8000", pattern=r":\d+$", description="Where the web tier listens, `host:port`.")
+    web_bind: str = Field(
+        "127.0.0.1:8000", pattern=r"[^:]:\d+$", description="Where the web tier listens, `host:port`."
+    )
     trusted_proxies: int = Field(
         0, ge=0, description="Proxies before the web tier whose word on client and scheme (`X-Forwarded-*`) counts."
     )
@@ -147,7 +149,11 @@ class Settings(BaseSettings):
     signed_url_ttl: int = Field(
         3600, ge=1, le=LONGEST_SIGNATURE, description="How long a picture's signed URL is good."
     )
-    result_ttl: int = Field(604_800, ge=1, description="How long finished tasks and pictures are kept.")
+    result_ttl: int = Field(
+        604_800,
+        ge=1,
+        description="How long finished tasks and pictures are kept; no job's deadline is later.",
+    )
     sweep_interval: float = Field(2, gt=0, description="Pause between two sweeps of the courier.")
     unconfirmed_after: float = Field(
         30, gt=0, description="A job whose publishing was never confirmed is published again."
@@ -198,6 +204,13 @@ class Settings(BaseSettings):
             raise ValueError("must have at least 32 characters when STORAGE_URL is file://")
         return key
 
+    @field_validator("result_ttl")
+    @classmethod
+    def _outlasts_every_job(cls, seconds: int, others: ValidationInfo) -> int:
+        if seconds < others.data.get("deadline", 0):
+            raise ValueError("must be at least DEADLINE: until then a job may need its input picture")
+        return seconds
+
     @field_validator("webhook_secret")
     @classmethod
     def _is_a_secret_of_standard_webhooks(cls, secrets: SecretStr) -> SecretStr:
@@ -220,15 +233,14 @@ class Settings(BaseSettings):
         """Whether only this machine reaches the web tier, as far as WEB_BIND says."""
         return is_loopback(self.web_bind.rpartition(":")[0].strip("[]"))
 
-    @property
-    def trusted_hosts(self) -> list[str] | None:
-        """The names by which an open door on this machine may be asked for; None for any.
+    def is_ours(self, host: str) -> bool:
+        """Whether an open door on this machine may be asked for by this name.
 
         Without it every page that a browser here shows could reach us, under a name that leads to loopback.
         """
         if self.api_keys_file or self.allow_anonymous or not self.is_local:
-            return None
-        return ["localhost", "127.0.0.1", "[::1]", *filter(None, [urlsplit(self.public_url).hostname])]
+            return True
+        return is_loopback(host) or host == urlsplit(self.public_url).hostname
 
     @property
     def embedded(self) -> bool:

@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import unquote, urlsplit
 
 import google_crc32c
-from itsdangerous import BadSignature, SignatureExpired, URLSafeTimedSerializer
+from itsdangerous import BadSignature, URLSafeSerializer
 
 from app.errors import InputInvalid, InvalidRequest, ObjectExists, StorageFailed, StorageUnavailable
 from app.settings import Settings
@@ -144,7 +144,7 @@ class LocalStorage:
     def __init__(self, folder: Path, base_url: str, key: str) -> None:
         self._folder = folder
         self._base_url = base_url
-        self._signer = URLSafeTimedSerializer(key, salt="darkroom.storage")
+        self._signer = URLSafeSerializer(key, salt="darkroom.storage")
 
     def path(self, name: str) -> Path:
         """Where the object lies."""
@@ -223,7 +223,7 @@ class LocalStorage:
         """What this token allows; None when it is forged or its time is over."""
         try:
             method, name, expires_at, max_bytes = self._signer.loads(token)
-        except (BadSignature, SignatureExpired, ValueError):
+        except (BadSignature, ValueError):
             return None
         return Permit(method, name, max_bytes) if now < expires_at else None
 

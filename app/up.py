@@ -28,6 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.callers import check_door
 from app.client import Client
+from app.developing import words_of
 from app.errors import DarkroomError, reason
 from app.models import load_catalogue
 from app.schemas import GenerateRequest
@@ -320,8 +321,7 @@ def _first_picture(stack: Stack, prompt: str, console: Console) -> None:
     task = _follow(stack, prompt, console)
     if task["status"] != "SUCCEEDED":
         raise UpError(f"the picture FAILED: {task['error']['message']} ({task['error']['code']})")
-    name = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
-    path = stack.client.save(task["task_id"], ROOT / "var" / "pictures" / f"{name}.png")
+    path = stack.client.save(task["task_id"], ROOT / "var" / "pictures" / f"{words_of(prompt)}.png")
     console.print(f"[bold green]Here it is:[/] {path}   (seed {task['seed']}, {task['model_version']})", markup=True)
 
 

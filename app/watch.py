@@ -21,7 +21,8 @@ from app.record import Job, Phase
 
 log = structlog.get_logger("darkroom.watch")
 
-# Who follows hears something after this long; who waits asks whether an event may have been lost meanwhile.
+# Who follows hears something after this long; who waits reads the record anew: an event may have been lost meanwhile,
+# on a connection too that has gone silent and that nobody knows to be dead.
 PATIENCE = 5.0
 
 # How long the first who waits gives the subscription to begin; an outage must not hold a client up.
@@ -51,33 +52,27 @@ class Watch:
         self._listener: threading.Thread | None = None
         # Set while Redis tells us: what happens before that is seen only by reading the record.
         self.listening = threading.Event()
-        self._subscriptions = 0
         self._closed = threading.Event()
 
-    def wait(self, read: Callable[[], Job], seconds: float, is_gone: Callable[[], bool] = lambda: False) -> Job:
+    def wait(
+        self, task_id: str, read: Callable[[], Job], seconds: float, is_gone: Callable[[], bool] = lambda: False
+    ) -> Job:
         """The job as soon as it is done, or as it is after `seconds`, or a little after who waits `is_gone`."""
         until = time.monotonic() + seconds
-        with self._inbox(read().task_id) as inbox:
+        with self._inbox(task_id) as inbox:
             while True:
-                # Before the record is read, which tells all that happened until then.
-                heard = self._subscriptions
                 job = read()
-                if job.phase.is_terminal or time.monotonic() >= until or is_gone():
+                left = until - time.monotonic()
+                if job.phase.is_terminal or left <= 0 or is_gone():
                     return job
-                self._sleep(inbox, until, heard, is_gone)
+                _hear_of_its_end(inbox, min(left, PATIENCE))
 
-    def _sleep(self, inbox: Inbox, until: float, heard: int, is_gone: Callable[[], bool]) -> None:
-        """Until the job's end is told, or may have been told while we did not listen, or nobody waits any more."""
-        while (left := until - time.monotonic()) > 0 and not is_gone():
-            if _is_done(inbox, min(left, PATIENCE)) or self._subscriptions != heard or not self.listening.is_set():
-                return
-
-    def follow(self, read: Callable[[], Job], seen: int | None = None) -> Iterator[Event]:
+    def follow(self, task_id: str, read: Callable[[], Job], seen: int | None = None) -> Iterator[Event]:
         """The job as it is, then what happens to it, until it is done; `alive` when nothing happens.
 
         Who was told version `seen` already, and comes again, is not told that once more, unless it was the end.
         """
-        with self._inbox(read().task_id) as inbox:
+        with self._inbox(task_id) as inbox:
             job = read()
             version, asked = job.version, -PATIENCE
             told = version == seen and not job.phase.is_terminal
@@ -144,7 +139,6 @@ class Watch:
             while not self._closed.is_set():
                 message = subscription.get_message(timeout=PATIENCE)
                 if message and message["type"] == "subscribe":
-                    self._subscriptions += 1
                     self.listening.set()
                 elif message:
                     self._tell(message["data"])
@@ -169,10 +163,9 @@ def _next(inbox: Inbox, seconds: float) -> dict[str, Any] | None:
         return None
 
 
-def _is_done(inbox: Inbox, seconds: float) -> bool:
-    """Whether the job's end is told within these seconds."""
+def _hear_of_its_end(inbox: Inbox, seconds: float) -> None:
+    """Until the job's end is told, for these seconds at most."""
     until = time.monotonic() + seconds
     while (left := until - time.monotonic()) > 0:
         if (event := _next(inbox, left)) and event.get("phase") == Phase.DONE:
-            return True
-    return False
+            return

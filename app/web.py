@@ -64,11 +64,10 @@ def create_app(services: Services) -> OpenAPI:
         static_folder=None,
     )
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY_BYTES
-    app.config["TRUSTED_HOSTS"] = services.settings.trusted_hosts
     if hops := services.settings.trusted_proxies:
         app.wsgi_app = ProxyFix(app.wsgi_app, x_for=hops, x_proto=hops, x_host=0)  # type: ignore[method-assign]
     app.json.sort_keys = False  # type: ignore[attr-defined]
-    http.register(app, services.callers)
+    http.register(app, services.callers, services.settings)
     # Last, so that it sees an answer first.
     problems.register(app)
     desk = Desk(services)
@@ -137,7 +136,7 @@ class Desk:
             return job
         with self.places.taken(*_seats()) as free:
             # Who finds no place asks again, as after any wait.
-            return self.watch.wait(lambda: self.refresh(job), seconds, http.client_is_gone) if free else job
+            return self.watch.wait(task_id, lambda: self.refresh(job), seconds, http.client_is_gone) if free else job
 
     def answer(self, job: Job, status: int = 200, *, inline: bool = False) -> Response:
         """The task document."""
@@ -147,7 +146,7 @@ class Desk:
         return http.tagged(response, tag) if tag else response
 
     def _tag(self, job: Job) -> str:
-        """Changes with all that the document tells; empty while the job is in a line, which moves without it."""
+        """Changes with what the document tells of the job; empty while that is in a line, which moves without it."""
         # In time before the picture's URL is over.
         spell = self.services.clock() // (self.services.settings.signed_url_ttl / 2) if job.images else 0
         return "" if job.phase is Phase.QUEUED else f"{job.task_id}-{job.version}-{spell:.0f}"
@@ -193,7 +192,7 @@ class Desk:
 
     def _events(self, job: Job, seen: int | None) -> Iterator[str]:
         """From the job as it is, or from what comes after version `seen`, to its end."""
-        for event in self.watch.follow(lambda: self.refresh(job), seen):
+        for event in self.watch.follow(job.task_id, lambda: self.refresh(job), seen):
             yield self._event(event)
 
     def _event(self, event: Event) -> str:
@@ -215,7 +214,7 @@ def _where(document: Task, submission: Submission) -> dict[str, str]:
 
 
 def _orders(app: OpenAPI, desk: Desk) -> None:
-    @app.post("/generate", tags=[TASKS], responses=responses({202: Submitted}, 400, 409, 413, 415, 503))
+    @app.post("/generate", tags=[TASKS], responses=responses({202: Submitted}, 400, 409, 410, 413, 415, 503))
     def generate(header: KeyHeader, body: GenerateRequest) -> Response:
         """Accept a picture to be made, and give a ticket for it."""
         return desk.accept(body, header.idempotency_key)

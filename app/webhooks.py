@@ -294,7 +294,11 @@ class Dispatcher:
         except StorageUnavailable:
             # A try like any other, so that an outage is waited for as long as a receiver's.
             return None, "the task's URLs could not be signed"
-        headers = sign(self._services.settings.webhook_secret.get_secret_value(), claim.entry, body)
+        secret = self._services.settings.webhook_secret.get_secret_value()
+        if not secret:
+            # The web tier had one when it took the task.
+            return None, "there is no WEBHOOK_SECRET to sign with"
+        headers = sign(secret, claim.entry, body)
         headers |= {"Content-Type": "application/json", "User-Agent": f"Darkroom/{__version__}"}
         headers |= {"traceparent": parent} if (parent := tracing.traceparent()) else {}
         try:

@@ -80,7 +80,7 @@ class WorkerRegistry:
         ask(lambda: self._redis.hset(_KEY, worker.name, entry))
 
     def get(self, name: str) -> WorkerState | None:
-        """What this worker said last; None when it is gone."""
+        """What this worker said last; None when it has said nothing, or was forgotten because it is gone."""
         text = cast("str | None", ask(lambda: self._redis.hget(_KEY, name)))
         return _parse(json.loads(text)) if text else None
 

@@ -12,6 +12,7 @@ from app.params import Params
 from app.quarantine import Quarantine
 from app.record import Job, Phase
 from app.services import build
+from tests.stack import until
 
 PARAMS = {
     "prompt": "a red star over the sea",
@@ -113,6 +114,16 @@ def pass_time(redis, task_id, field, index):
 
 def lease_runs_out(redis, task_id):
     pass_time(redis, task_id, "lease", "leases")
+
+
+def take_over(services, task_id):
+    """Another worker claims a job that is held; again, where the lease's own thread has just renewed it."""
+
+    def is_taken_over():
+        lease_runs_out(services.redis, task_id)
+        return services.jobs.claim(task_id, "t2", "worker-2").job
+
+    until(is_taken_over, 10, "another worker has it")
 
 
 def deadline_passes(redis, task_id):

@@ -16,11 +16,12 @@ __all__ = ["Capability", "Catalogue", "Defaults", "Limits", "ModelSpec", "load_c
 
 
 class Catalogue:
-    """The models that this deployment offers, in the order of the file; the first is the default."""
+    """The models that this deployment offers, the default first, then in the order of the file."""
 
     def __init__(self, specs: list[ModelSpec], default: str = "") -> None:
-        self._specs = {spec.model_version: spec for spec in specs}
-        self.default = self.get(default or specs[0].model_version)
+        ordered = sorted(specs, key=lambda spec: spec.model_version != default)
+        self._specs = {spec.model_version: spec for spec in ordered}
+        self.default = ordered[0]
 
     def get(self, model_version: str) -> ModelSpec:
         """The specification of this version; raises UnknownModelVersion."""
@@ -33,16 +34,20 @@ class Catalogue:
             ) from None
 
     def all(self) -> list[ModelSpec]:
-        """Every specification, in the order of the file."""
+        """Every specification, the default first."""
         return list(self._specs.values())
 
     def queues(self) -> list[str]:
-        """The names of all queues, each once, in the order of the file."""
+        """The names of all queues, each once, the default model's first."""
         return list(dict.fromkeys(spec.queue for spec in self.all()))
 
     def on_queue(self, queue: str) -> list[ModelSpec]:
         """The models that a worker of this queue serves."""
         return [spec for spec in self.all() if spec.queue == queue]
+
+    def is_served(self, model_version: str, queue: str) -> bool:
+        """Whether workers of this queue serve this model."""
+        return any(spec.model_version == model_version for spec in self.on_queue(queue))
 
 
 def load_catalogue(path: str, default: str = "") -> Catalogue:

@@ -18,8 +18,9 @@ class OnStep(Protocol):
 class Model(Protocol):
     """A loaded model. `provenance` is written into each picture.
 
-    One that has `checks_safety` set raises SafetyBlocked for pictures that its checker flags. One that has
-    `together(jobs, on_steps)` makes one picture for each of several jobs at once, or SafetyBlocked in its place.
+    One that has a safety checker, as its entry in the catalogue says, raises SafetyBlocked for pictures that it flags.
+    One that has `together(jobs, on_steps)` makes one picture for each of several jobs at once, or SafetyBlocked in its
+    place.
     """
 
     @property

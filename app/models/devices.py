@@ -29,10 +29,15 @@ def kind(device: str) -> str:
 
 def prepare(settings: Settings) -> None:
     """Fix what changes the bytes of a picture."""
-    torch.set_num_threads(settings.torch_threads or os.cpu_count() or 1)
+    torch.set_num_threads(settings.torch_threads or _cores())
     # Chosen anew by timing in each process, kernels would differ from one process to the next.
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def _cores() -> int:
+    """Those that this process may use; macOS does not tell them apart."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def describe(device: str) -> str:

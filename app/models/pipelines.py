@@ -67,7 +67,6 @@ class DiffusersModel:
         self.weights_bytes = devices.weights_bytes(base)
         self.weights_sha256 = sources.weights_digest(folder)
         self.provenance: Mapping[str, str] = self._provenance(device)
-        self.checks_safety = spec.safety_checker
 
     def generate(
         self, params: Params, source: Image.Image | None, on_step: OnStep, *mask: Image.Image

@@ -160,10 +160,6 @@ class _Resident:
     def provenance(self) -> Mapping[str, str]:
         return self.model.provenance
 
-    @property
-    def checks_safety(self) -> bool:
-        return bool(getattr(self.model, "checks_safety", False))
-
     def generate(
         self, params: Params, source: Image.Image | None, on_step: OnStep, *mask: Image.Image
     ) -> Iterator[Image.Image]:

@@ -197,10 +197,10 @@ def test_a_refusal_carries_the_problem_the_status_and_the_time(server, client):
 @pytest.mark.parametrize(
     ("body", "kind"), [(b"<html>", "text/html"), (b"{", "application/json"), (b"[1]", "application/json"), (b"", "")]
 )
-def test_a_refusal_by_something_else_names_the_request(server, client, body, kind):
+def test_a_refusal_by_something_else_names_who_refused(server, client, body, kind):
     server.answers.append(raw(body, 502, kind))
     error = refused(client.models)
-    assert (str(error), error.problem, error.status) == (f"GET {server.url}/models: 502", {}, 502)
+    assert (str(error), error.problem, error.status) == (f"GET to {server.url.removeprefix('http://')}: 502", {}, 502)
 
 
 @pytest.mark.parametrize(("body", "kind"), [(b"<html>", "text/html"), (b"{", "application/json"), (b"[]", "text/json")])

@@ -10,9 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from app import metrics
 from app.courier import Courier
 from app.errors import BrokerUnavailable, ClaimLost, StorageUnavailable
-from app.intake import input_name
+from app.intake import Intake, input_name
 from app.record import Phase, Status
 from app.services import build
 from tests.things import deadline_passes, indexes, job, lease_runs_out, pass_time, picture
@@ -193,18 +194,66 @@ def test_an_outage_of_the_broker_ends_the_sweep_and_loses_nothing(services, publ
     assert ids(published) == [task_id]
 
 
-def test_an_outage_of_the_broker_is_met_once_in_a_sweep(services):
-    asked = []
+def unconfirmed(services, **params):
+    """The id of a job whose message has not come to the broker for a while."""
+    new = job(**params)
+    services.jobs.create(new)
+    services.redis.zadd("jobs:unconfirmed", {new.task_id: services.jobs.now() - 31})
+    return new.task_id
 
-    def refuse(job):
+
+def closing(queue, asked):
+    """Publishes into every queue but this one."""
+
+    def publish(job):
         asked.append(job.task_id)
-        raise BrokerUnavailable
+        if job.queue == queue:
+            raise BrokerUnavailable
 
+    return publish
+
+
+def test_a_queue_that_takes_no_message_is_asked_once_in_a_sweep(services):
+    asked = []
     for _ in range(3):
         lost(services.jobs, services.redis)
-    with pytest.raises(BrokerUnavailable):
-        Courier(dataclasses.replace(services, publish=refuse)).sweep()
+    Courier(dataclasses.replace(services, publish=closing("gen.tiny", asked))).sweep()
     assert len(asked) == 1
+
+
+def test_one_queue_that_takes_no_message_holds_up_nothing_else(services):
+    asked = []
+    for _ in range(2):
+        unconfirmed(services)
+    other = unconfirmed(services, model_version="sd-turbo", queue="gen.sdturbo")
+    expired = awaiting(services)
+    services.redis.hset(f"job:{expired}", "upload_expires_at", 0)
+    before = metrics.SWEEP._value.get()
+    Courier(dataclasses.replace(services, publish=closing("gen.tiny", asked))).sweep()
+    assert other in asked
+    assert services.jobs.get(expired).error["code"] == "upload_expired"
+    # What looks after the sweep is told that it was not a whole one.
+    assert metrics.SWEEP._value.get() == before
+
+
+def test_an_upload_that_is_started_at_the_last_moment_is_not_given_up(services):
+    task_id = awaiting(services)
+    services.redis.hset(f"job:{task_id}", "upload_expires_at", 0)
+
+    class Late:
+        """A bucket whose answer is old when it comes: the client has uploaded, and said so, meanwhile."""
+
+        def __getattr__(self, name):
+            return getattr(services.storage, name)
+
+        def size(self, name):
+            found = services.storage.size(name)
+            services.storage.put(name, picture(), "image/png")
+            Intake(services).start(services.jobs.get(task_id))
+            return found
+
+    Courier(dataclasses.replace(services, storage=Late())).sweep()
+    assert services.jobs.get(task_id).phase is Phase.QUEUED
 
 
 def test_only_a_message_that_two_looks_miss_is_sent_again(courier, services, published):

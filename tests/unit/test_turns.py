@@ -10,8 +10,7 @@ from PIL import Image
 from app import endings
 from app.errors import GpuOutOfMemory, InputInvalid
 from app.record import Phase
-from tests.stack import until
-from tests.things import job, lease_runs_out, runner
+from tests.things import job, lease_runs_out, runner, take_over
 
 SIGTERM = -(256 - signal.SIGTERM)
 LONG = 60
@@ -167,14 +166,9 @@ def test_a_job_is_not_done_before_its_picture_is_stored_whatever_the_next_one_do
 def test_who_loses_the_claim_while_its_picture_is_stored_writes_no_result(services, queue):
     jobs = queue(2)
 
-    def is_taken_over():
-        # Again, if the lease's own thread has just renewed it.
-        lease_runs_out(services.redis, jobs[0].task_id)
-        return services.jobs.claim(jobs[0].task_id, "t2", "worker-2").job
-
     def lose(number):
         if number == 1:
-            until(is_taken_over, 10, "another worker has it")
+            take_over(services, jobs[0].task_id)
 
     shaky = dataclasses.replace(services, storage=Store(services.storage, lose))
     assert worker(shaky).run(jobs[0])["verdict"] == "claim_lost"
