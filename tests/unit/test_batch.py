@@ -9,7 +9,7 @@ from PIL import Image
 from app.errors import Canceled, DeviceLost, GpuOutOfMemory, SafetyBlocked
 from app.record import output_name
 from tests.stack import until
-from tests.things import job, lease_runs_out, params, runner
+from tests.things import job, lease_runs_out, params, runner, take_over
 
 SIGTERM = -(256 - signal.SIGTERM)
 
@@ -143,12 +143,7 @@ def test_a_batch_that_everybody_has_left_stops_at_a_step_soon_after(services, qu
 def test_a_job_whose_claim_was_lost_is_left_to_its_new_worker(services, queue):
     jobs = queue(2)
 
-    def take():
-        lease_runs_out(services.redis, jobs[1].task_id)
-        return services.jobs.claim(jobs[1].task_id, "another", "worker-2").job
-
-    # Its own thread may renew the lease just before.
-    turn(services, Press(during=lambda: until(take, 5, "another has it")), jobs[0])
+    turn(services, Press(during=lambda: take_over(services, jobs[1].task_id)), jobs[0])
     assert states(services, jobs) == ["SUCCEEDED", "PENDING"]
     services.jobs.renew(jobs[1].task_id, "another")
 
