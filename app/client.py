@@ -331,7 +331,9 @@ def _document(response: requests.Response) -> dict[str, Any] | None:
 
 
 def _part(task_id: str) -> str:
-    """An id as one part of a path, whatever someone typed."""
+    """An id as one part of a path, whatever someone typed; raises ApiError for none."""
+    if not task_id:
+        raise ApiError("An id is wanted, and this one is empty.", status=404)
     return quote(task_id, safe="")
 
 

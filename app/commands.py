@@ -135,7 +135,9 @@ def wait(client: Client, output: Output, task_id: str, place: Path | None, *, fo
 def cancel(client: Client, output: Output, task_id: str) -> int:
     """End a task. A queued one ends at once, a running one at its next step; a finished one stays as it is."""
     task = client.cancel(task_id)
-    output.result(task, _sentence(task))
+    output.result(task, f"{task_id}: ends at its next step" if task["status"] == "PENDING" else _sentence(task))
+    if task["status"] == "SUCCEEDED":
+        output.note("It had ended before, and stays as it is.")
     return DONE
 
 

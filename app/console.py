@@ -41,6 +41,8 @@ class Output:
             table.add_column(column, overflow="fold")
         for row in rows:
             table.add_row(*row)
+        if not rows:
+            self.note("There are none.")
         Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False).print(table)
 
     def note(self, text: str) -> None:

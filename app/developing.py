@@ -24,7 +24,7 @@ def develop(client: Client, output: Output, task_id: str) -> dict[str, Any]:
         for event in client.events(task_id):
             if event.kind == "status":
                 task = event.data
-                bars.update(bar, description=_description(task))
+                bars.update(bar, description=describe(task))
                 if not terminal:
                     output.note(f"{task_id} {task['phase']}")
             elif event.kind == "progress":
@@ -32,7 +32,8 @@ def develop(client: Client, output: Output, task_id: str) -> dict[str, Any]:
     return task
 
 
-def _description(task: dict[str, Any]) -> str:
+def describe(task: dict[str, Any]) -> str:
+    """How a task stands, in a few words."""
     word = str(task["phase"]).capitalize().replace("_", " ")
     return f"{word}, {task['queue_position']} before it" if task["queue_position"] else word
 

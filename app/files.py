@@ -31,6 +31,9 @@ def files(storage: LocalStorage) -> Blueprint:
     @blueprint.put("/<token>/<name>")
     def upload(token: str, name: str) -> Response:
         permit = _permitted(storage, token, name, "PUT")
+        if "Content-Range" in request.headers:
+            # RFC 9110 9.3.4: a part would be taken for the whole.
+            raise BadRequest("A picture is uploaded as a whole, without Content-Range.")
         if (request.content_length or 0) > permit.max_bytes:
             raise RequestEntityTooLarge(f"At most {permit.max_bytes} bytes.")
         storage.write(permit.name, lambda target: _copy(target, permit.max_bytes))

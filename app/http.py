@@ -184,6 +184,8 @@ def _authenticator(callers: Callers) -> Callable[[], None]:
 def _parse() -> None:
     """What is not a JSON object is refused as such, before its fields are looked at."""
     if request.endpoint == "generate" and request.method == "POST":
+        if not request.is_json:
+            raise werkzeug.exceptions.UnsupportedMediaType("The body must be JSON: `Content-Type: application/json`.")
         if request.headers.get("Content-Encoding", "identity") != "identity":
             raise werkzeug.exceptions.UnsupportedMediaType("The body must be sent as it is, without Content-Encoding.")
         _read_whole()

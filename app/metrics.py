@@ -85,6 +85,9 @@ MODEL_LOAD = Histogram(
     buckets=_LOAD_SECONDS,
 )
 CLAIMS_LOST = Counter("darkroom_claims_lost_total", "Work given up: the claim on the job was lost.")
+STORAGE_RETRIES = Counter(
+    "darkroom_storage_retries_total", "Times that a job at work waited for the picture store, and asked it again."
+)
 # The newest value: the child that held memory before is gone.
 DEVICE_MEMORY = Gauge(
     "darkroom_device_memory_bytes",

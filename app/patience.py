@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import structlog
 
+from app import metrics
 from app.errors import StorageUnavailable
 from app.lease import Lease
 from app.storage import Storage
@@ -43,6 +44,7 @@ class PatientStorage:
             except StorageUnavailable as error:
                 if self._left() <= pause:
                     raise
+                metrics.STORAGE_RETRIES.inc()
                 log.warning("storage.away", task_id=self._lease.task_id, reason=str(error))
             self._lease.check()
             time.sleep(pause)

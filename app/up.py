@@ -28,7 +28,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app.callers import check_door
 from app.client import Client
-from app.developing import words_of
+from app.developing import describe, words_of
 from app.errors import DarkroomError, reason
 from app.models import load_catalogue
 from app.schemas import GenerateRequest
@@ -234,6 +234,8 @@ def _environment() -> dict[str, str]:
 def _check(settings: Settings) -> None:
     """All mistakes together and at once, and not one by one in the processes' logs."""
     check_door(settings)
+    if settings.api_keys_file and not load_client().api_key:
+        raise UpError("API_KEYS_FILE is set, so that the first picture needs a key too: DARKROOM_API_KEY holds it")
     load_catalogue(settings.models_file, settings.default_model_version)
     place = urlsplit(settings.storage_url)
     if place.scheme == "file":
@@ -318,6 +320,7 @@ def _first_picture(stack: Stack, prompt: str, console: Console) -> None:
         console.print(starting)
     with console.status(starting):
         stack.wait_until_ready()
+    console.print(f"Ready: {stack.url}", markup=False)
     task = _follow(stack, prompt, console)
     if task["status"] != "SUCCEEDED":
         raise UpError(f"the picture FAILED: {task['error']['message']} ({task['error']['code']})")
@@ -338,7 +341,7 @@ def _follow(stack: Stack, prompt: str, console: Console) -> dict[str, Any]:
         for task in stack.client.follow(ticket["task_id"], pause=0.05):
             stack.check()
             done = 1.0 if task["status"] != "PENDING" else (task["progress"] or {"value": 0})["value"]
-            bars.update(bar, completed=done, description=task["phase"].capitalize().replace("_", " "))
+            bars.update(bar, completed=done, description=describe(task))
     return task
 
 

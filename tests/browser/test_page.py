@@ -110,8 +110,10 @@ def test_what_is_no_picture_is_refused_at_the_counter(page):
     expect(page.see("#refusal")).to_contain_text("words.txt is no picture")
 
 
-def test_a_file_that_only_claims_to_be_a_picture_fails_with_its_reason(page):
+def test_a_file_that_only_claims_to_be_a_picture_is_doubted_and_fails_with_its_reason(page):
     page.drop(b"no picture at all")
+    expect(page.see("#refusal")).to_contain_text("cannot be shown here: perhaps it is no picture")
+    expect(page.tab.locator("#negative-picture")).to_be_hidden()
     page.hand_in()
     page.see_stage("failed")
     expect(page.see("#reason")).to_contain_text("no picture that can be read")

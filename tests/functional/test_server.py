@@ -13,6 +13,7 @@ import pytest
 import requests
 from PIL import Image
 
+from app import keys
 from tests.stack import ROOT, free_port, until
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -212,6 +213,14 @@ def test_a_wrong_setting_is_told_at_once(place, setting, value, told):
     server = up(place, "--once", **{"WEB_BIND": f"127.0.0.1:{free_port()}", setting: value})
     said, _ = server.communicate(timeout=60)
     assert (server.returncode, told in said, "Traceback" in said) == (1, True, False)
+
+
+def test_keys_without_one_for_the_first_picture_are_told_at_once(place, tmp_path):
+    file = tmp_path / "keys.yaml"
+    keys.add(file, keys.new_key("alice")[1])
+    server = up(place, "--once", WEB_BIND=f"127.0.0.1:{free_port()}", API_KEYS_FILE=str(file))
+    said, _ = server.communicate(timeout=60)
+    assert (server.returncode, "DARKROOM_API_KEY" in said, "Starting" in said) == (1, True, False)
 
 
 def test_a_prompt_that_the_service_would_refuse_is_refused_before_the_start(place):

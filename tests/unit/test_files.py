@@ -32,6 +32,13 @@ def test_an_upload_may_be_larger_than_a_request_of_the_api(client):
     assert client.put(upload(client), data=b"x" * 100_000).status_code == 200
 
 
+def test_a_part_of_a_picture_is_not_taken_for_the_whole(client, services):
+    url = services.storage.upload_url("input/part", 60, 100).url
+    answer = client.put(local(url), data=b"0123456789", headers={"Content-Range": "bytes 0-9/100"})
+    assert_problem(answer, 400, "bad_request")
+    assert services.storage.size("input/part") is None
+
+
 def test_a_signed_url_whose_picture_is_gone_is_not_found(client, services):
     path = local(services.storage.download_url("output/gone.png", 60))
     assert_problem(client.get(path), 404, "not_found")

@@ -9,7 +9,7 @@ import signal
 import pytest
 from PIL import Image
 
-from app import patience
+from app import metrics, patience
 from app.errors import (
     AttemptsExhausted,
     Canceled,
@@ -281,8 +281,10 @@ def away(services, monkeypatch):
 
 
 def test_a_store_that_comes_back_costs_the_job_nothing_but_time(away, queued):
-    new = queued()
+    new, before = queued(), metrics.STORAGE_RETRIES._value.get()
     assert run(away(times=3), new)["verdict"] == "succeeded"
+    # What StorageDown looks at.
+    assert metrics.STORAGE_RETRIES._value.get() == before + 3
 
 
 def test_a_store_that_stays_away_until_the_deadline_fails_the_job(away, services, queued):

@@ -131,7 +131,13 @@ def test_an_unknown_model_is_refused_with_its_own_code(client):
 
 
 def test_a_body_of_another_type_is_refused(client):
-    assert_problem(client.post("/generate", data={"prompt": "a"}), 415, "unsupported_media_type")
+    answer = client.post("/generate", data={"prompt": "a"})
+    assert_problem(answer, 415, "unsupported_media_type")
+    assert answer.json["detail"] == "The body must be JSON: `Content-Type: application/json`."
+
+
+def test_an_address_with_two_slashes_is_none(client):
+    assert_problem(client.get("/tasks//0"), 404, "not_found")
 
 
 def test_a_compressed_body_is_refused_as_such(client):

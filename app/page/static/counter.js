@@ -222,9 +222,18 @@ function watchExamples() {
   }
 }
 
+/** The service reads more kinds of pictures than a browser shows, so that this is no refusal. */
+function watchPreview() {
+  byId("negative-picture").addEventListener("error", ({ target }) => {
+    target.hidden = true;
+    byId("refusal").textContent = `${start.name} cannot be shown here: perhaps it is no picture.`;
+  });
+}
+
 /** Begin; `submit()` is called when the visitor hands in. */
 export function open(submit) {
   watchDrop();
+  watchPreview();
   watchExamples();
   form.addEventListener("submit", (event) => {
     event.preventDefault();

@@ -11,7 +11,7 @@ import pytest
 
 from app import keys
 from tests.functional.cli.shell import ended, environment, size
-from tests.stack import ROOT, free_port
+from tests.stack import ROOT, free_port, until
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -49,7 +49,24 @@ def test_cancel_ends_a_task_and_leaves_a_finished_one(darkroom, task_id, stack):
     ended(darkroom("cancel", running), 0)
     assert stack.client.wait(running, 30)["error"]["code"] == "canceled"
     assert "CANCELED" in ended(darkroom("status", running), 0).stdout
-    assert "SUCCEEDED" in ended(darkroom("cancel", task_id), 0).stdout
+    late = ended(darkroom("cancel", task_id), 0)
+    assert ("SUCCEEDED" in late.stdout, late.stderr) == (True, "It had ended before, and stays as it is.\n")
+
+
+def test_a_running_task_that_is_canceled_is_said_to_end_soon(darkroom, stack):
+    running = stack.client.generate("x", model_version="steady", num_inference_steps=1000)["task_id"]
+    until(lambda: stack.client.task(running)["phase"] == "RUNNING", 60, "it runs")
+    assert ended(darkroom("cancel", running), 0).stdout == f"{running}: ends at its next step\n"
+
+
+@pytest.mark.parametrize("command", [["status"], ["cancel"], ["quarantine", "drop"]])
+def test_an_empty_id_is_told(darkroom, command):
+    assert ended(darkroom(*command, ""), 1).stderr == "darkroom: An id is wanted, and this one is empty.\n"
+
+
+def test_a_list_of_nothing_says_so(darkroom):
+    told = ended(darkroom("list", "--model", "nobody-1"), 0)
+    assert told.stderr == "There are none.\n"
 
 
 def test_list_shows_the_newest_first_and_takes_filters(darkroom, task_id, stack):
@@ -195,6 +212,7 @@ def test_every_example_of_the_documentation_runs(stack, tmp_path):
         capture_output=True, text=True, timeout=250, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert size(tmp_path / "curled.png") == (64, 64)
 
 
 def test_the_example_in_python_runs(stack, tmp_path, monkeypatch):
