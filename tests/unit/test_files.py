@@ -35,7 +35,7 @@ def test_an_upload_may_be_larger_than_a_request_of_the_api(client):
 def test_a_part_of_a_picture_is_not_taken_for_the_whole(client, services):
     url = services.storage.upload_url("input/part", 60, 100).url
     answer = client.put(local(url), data=b"0123456789", headers={"Content-Range": "bytes 0-9/100"})
-    assert_problem(answer, 400, "bad_request")
+    assert_problem(answer, 400, "invalid_request")
     assert services.storage.size("input/part") is None
 
 
