@@ -11,7 +11,7 @@ from app.errors import (
     StoreUnavailable,
     TaskNotFound,
 )
-from app.jobs import EVENTS, JobStore, Terms
+from app.jobs import DELETED_TTL, EVENTS, TICKET_TTL, JobStore, Terms
 from app.record import Phase, Status
 from app.services import make_redis
 from tests.stack import until
@@ -78,6 +78,54 @@ def test_the_idempotency_key_of_a_discarded_job_is_free_again(jobs):
     jobs.discard(first.task_id)
     assert jobs.earlier(terms) is None
     assert jobs.create(job(), terms).verdict == "created"
+
+
+def test_an_idempotency_key_is_free_again_after_its_time(jobs, redis):
+    jobs.create(job(), Terms(ticket="ann:one", digest="d"))
+    assert 0 < redis.ttl("idempotency:ann:one") <= TICKET_TTL
+
+
+@pytest.fixture
+def listed(settings):
+    """Seconds for which a job may have to be listed: its deadline, its keeping, and a day for its last word."""
+    return 2 * settings.result_ttl + DELETED_TTL
+
+
+def test_the_list_of_a_caller_who_comes_no_more_ends_by_itself(jobs, redis, listed):
+    jobs.create(job(caller="ann"))
+    assert listed - 10 < redis.ttl("jobs:of:ann") <= listed
+
+
+LOOKS = {"a new job": lambda jobs: jobs.create(job(caller="ann")), "the list": lambda jobs: jobs.of("ann", 0, 1)}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_a_list_forgets_what_cannot_be_there_any_more(jobs, redis, listed, look):
+    redis.zadd("jobs:of:ann", {"gone": jobs.now() - listed - 1, "kept": jobs.now() - listed + 60})
+    look(jobs)
+    assert [redis.zscore("jobs:of:ann", name) is not None for name in ("gone", "kept")] == [False, True]
+
+
+def test_a_task_of_the_longest_deadline_is_listed_when_it_has_just_ended(jobs, redis, settings, client):
+    new = job(deadline_seconds=settings.result_ttl)
+    jobs.create(new)
+    redis.zadd(f"jobs:of:{new.caller}", {new.task_id: jobs.now() - settings.result_ttl - DELETED_TTL - 1})
+    jobs.cancel(new.task_id)
+    jobs.create(other := job())
+    assert [task["task_id"] for task in client.get("/tasks").json["tasks"]] == [other.task_id, new.task_id]
+
+
+@pytest.mark.parametrize(("ago", "verdict"), [(3601, "created"), (3500, "quota_exceeded")])
+def test_a_lost_record_counts_against_its_callers_quota_for_an_hour_after_its_deadline(jobs, redis, ago, verdict):
+    redis.zadd("jobs:open:ann", {"lost": jobs.now() - ago})
+    assert jobs.create(job(caller="ann"), Terms(most_open=1)).verdict == verdict
+
+
+def test_quarantine_forgets_what_is_kept_no_more(jobs, redis, settings):
+    redis.zadd("jobs:quarantine", {"gone": jobs.now() - settings.result_ttl - 1, "kept": jobs.now() - 60})
+    task_id = reach(jobs, Phase.QUEUED)
+    jobs.fail(task_id, Internal("over"), quarantine=True)
+    assert redis.zrange("jobs:quarantine", 0, -1) == ["kept", task_id]
 
 
 def test_a_job_canceled_while_its_worker_dies_is_not_begun_again(jobs, redis):

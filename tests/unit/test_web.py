@@ -11,6 +11,7 @@ import pytest
 
 from app import listing
 from app.errors import BrokerUnavailable, Internal, StorageUnavailable
+from app.intake import input_name, mask_name
 from app.jobs import JobStore
 from app.record import output_name
 from app.web import create_app
@@ -351,6 +352,8 @@ def test_what_a_failed_task_left_is_deleted_too(client, services, tmp_path):
     failed = queued(services, num_images=3)
     for index in range(2):
         services.storage.put(output_name(failed, index), picture(), "image/png")
+    for name in (input_name(failed), mask_name(failed)):
+        services.storage.put(name, picture(), "image/png")
     services.jobs.fail(failed, Internal("It broke at the third."))
     assert client.delete(f"/tasks/{failed}").status_code == 204
     assert [file for file in (tmp_path / "storage").rglob("*") if file.is_file()] == []

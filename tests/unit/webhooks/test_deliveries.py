@@ -8,6 +8,7 @@ from email.utils import formatdate
 
 import pytest
 import structlog
+from pydantic import SecretStr
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from app.egress import Answer
@@ -22,7 +23,7 @@ from app.errors import (
 )
 from app.record import Phase
 from app.settings import Settings
-from app.webhooks import MAX_TRIES, MOST_ASKED_SECONDS, OUTBOX, SHARES, Dispatcher, pause, sign
+from app.webhooks import MARGIN, MAX_TRIES, MOST_ASKED_SECONDS, OUTBOX, SHARES, Dispatcher, pause, sign
 from tests.stack import until
 from tests.things import job
 from tests.unit.webhooks.deliveries import OTHER, SECRET, URL, Recorder, deliver, entries, time_passes
@@ -292,38 +293,82 @@ def test_a_task_that_is_deleted_during_its_delivery_is_not_written_again(service
     assert "deliveries" not in services.redis.hgetall(f"job:{task_id}")
 
 
-def test_one_host_takes_only_its_share_and_the_others_go_on(services, ended):
+class Slow(Recorder):
+    """Where it is called slow it answers when it is released, elsewhere at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.released = threading.Event()
+
+    def post(self, url, *_):
+        self.sent.append(url)
+        if "slow" in url:
+            self.released.wait(20)
+        return Answer(204)
+
+
+@pytest.fixture
+def receiver():
+    """A slow one."""
+    receiver = Slow()
+    yield receiver
+    receiver.released.set()
+
+
+def test_one_host_takes_only_its_share_and_the_others_go_on(services, ended, receiver):
     slow = [ended("https://slow.example/", caller=f"c{n}") for n in range(SHARES["host"] + 3)]
     ended("https://quick.example/")
-    released, sent = threading.Event(), []
-
-    class Slow(Recorder):
-        def post(self, url, body, headers, seconds):
-            sent.append(url)
-            if "slow" in url:
-                released.wait(20)
-            return Answer(204)
-
-    dispatcher = Dispatcher(services, Slow())
+    dispatcher = Dispatcher(services, receiver)
     dispatcher.dispatch()
-    until(lambda: len(sent) == SHARES["host"] + 1, 10, "all that may be sent is")
-    assert "https://quick.example/" in sent
+    until(lambda: len(receiver.sent) == SHARES["host"] + 1, 10, "all that may be sent is")
+    assert "https://quick.example/" in receiver.sent
     assert len([score for score in entries(services).values() if score < services.jobs.now()]) == 0, "others wait"
-    released.set()
+    receiver.released.set()
     until(lambda: len(entries(services)) == 3, 10, "the slow ones are done")
     time_passes(services)
     dispatcher.dispatch()
     dispatcher.close()
-    assert len(sent) == len(slow) + 1
+    assert len(receiver.sent) == len(slow) + 1
     assert entries(services) == {}
 
 
-def test_one_caller_does_not_take_all(services, ended):
+def test_one_caller_does_not_take_all(services, ended, receiver):
     for n in range(SHARES["caller"] + 2):
-        ended(f"https://h{n}.example/", caller="greedy")
+        ended(f"https://slow{n}.example/", caller="greedy")
     ended("https://other.example/", caller="other")
-    sent = [url for url, _, _ in deliver(services)]
-    assert "https://other.example/" in sent
+    dispatcher = Dispatcher(services, receiver)
+    dispatcher.dispatch()
+    until(lambda: len(receiver.sent) == SHARES["caller"] + 1, 10, "all that may be sent is")
+    assert "https://other.example/" in receiver.sent
+    receiver.released.set()
+    dispatcher.close()
+    assert len(entries(services)) == 2, "two wait for their turn"
+
+
+def test_a_request_is_over_well_before_the_lease_of_its_entry(services, ended):
+    spare = []
+
+    class Noting(Recorder):
+        def post(self, url, body, headers, seconds):
+            [lease] = entries(services).values()
+            spare.append(lease - services.jobs.now() - seconds)
+            return Answer(204)
+
+    ended()
+    dispatcher = Dispatcher(services, Noting())
+    dispatcher.dispatch()
+    dispatcher.close()
+    assert spare == [pytest.approx(MARGIN, abs=1)]
+
+
+def test_a_courier_without_a_secret_sends_nothing_and_has_tried(services, ended):
+    task_id, before = ended(), services.jobs.now()
+    bare = services.settings.model_copy(update={"webhook_secret": SecretStr("")})
+    assert deliver(dataclasses.replace(services, settings=bare)) == []
+    [delivery] = services.jobs.get(task_id).deliveries
+    assert (delivery["attempt"], delivery["status"]) == (1, None)
+    assert delivery["error"] == "there is no WEBHOOK_SECRET to sign with"
+    assert entries(services)[f"{task_id}.completed"] > before + services.settings.webhook_pause / 2
 
 
 def test_a_body_that_cannot_be_made_is_tried_again(services, ended):
@@ -339,11 +384,11 @@ def test_an_outage_of_the_store_does_not_end_the_deliveries(settings):
     away = build(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"}), "courier")
     stop = threading.Event()
     thread = threading.Thread(target=Dispatcher(away, Recorder()).run, args=(stop,))
-    thread.start()
-    thread.join(1)
-    assert thread.is_alive()
-    stop.set()
-    thread.join(20)
+    with structlog.testing.capture_logs() as lines:
+        thread.start()
+        until(lambda: [line["event"] for line in lines].count("webhook.interrupted") > 1, 20, "it has tried again")
+        stop.set()
+        thread.join(20)
     assert not thread.is_alive()
 
 
