@@ -1,6 +1,7 @@
 """Callers: the file of keys and its mistakes, who is let in, what each may do and see."""
 
 import stat
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import yaml
@@ -48,6 +49,13 @@ def test_a_name_is_given_once(file, hire):
     with pytest.raises(KeysError, match="holds alice already"):
         hire("alice")
     assert file.read_text() == before
+
+
+def test_keys_that_are_made_at_once_are_all_kept(file, hire):
+    names = {f"caller{number}" for number in range(16)}
+    with ThreadPoolExecutor(16) as hands:
+        list(hands.map(hire, names))
+    assert {caller.name for caller in read_callers(file)} == names
 
 
 def test_a_changed_file_keeps_its_rights(file, hire):

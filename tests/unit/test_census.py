@@ -8,8 +8,9 @@ import redis
 from app.census import Census
 from app.errors import Internal
 from app.jobs import JobStore
+from app.record import Phase
 from app.workers import WorkerState
-from tests.things import job
+from tests.things import job, reach
 
 
 @pytest.fixture
@@ -31,6 +32,24 @@ def test_a_job_is_open_and_in_line_until_it_ends(services, told):
     numbers = [("darkroom_jobs_open", "tiny-scenes-1"), ("darkroom_jobs_queued", "gen.tiny")]
     assert [before[number] for number in numbers] == [1, 1]
     assert [after[number] for number in numbers] == [0, 0]
+
+
+NUMBERS = {
+    Phase.AWAITING_UPLOAD: "awaiting_upload",
+    Phase.QUEUED: "unconfirmed",
+    Phase.STARTING: "running",
+    Phase.RUNNING: "running",
+    Phase.UPLOADING: "running",
+    Phase.DONE: None,
+}
+
+
+@pytest.mark.parametrize(("phase", "number"), NUMBERS.items())
+def test_a_job_is_counted_where_it_is_and_nowhere_else(jobs, told, phase, number):
+    reach(jobs, phase)
+    numbers = told()
+    names = ("awaiting_upload", "unconfirmed", "running")
+    assert [name for name in names if numbers[(f"darkroom_jobs_{name}",)]] == ([number] if number else [])
 
 
 def test_every_end_of_a_job_is_counted_once(services, told):

@@ -6,6 +6,7 @@ import uuid
 
 import flask
 import pytest
+import structlog
 
 from app import __version__
 from app.errors import StorageUnavailable
@@ -109,6 +110,20 @@ def test_a_plain_request_id_is_echoed(client):
 def test_any_other_request_id_is_replaced(client, given):
     told = client.get("/healthz", headers={"X-Request-ID": given}).headers["X-Request-ID"]
     assert re.fullmatch("[0-9a-f]{32}", told)
+
+
+def test_a_method_that_a_client_makes_up_is_noted_as_one_of_all_others(client):
+    with structlog.testing.capture_logs() as lines:
+        client.open("/healthz", method="BREW")
+    numbers = client.get("/metrics").text
+    assert [line["method"] for line in lines if line["event"] == "request"] == ["_OTHER"]
+    assert 'method="_OTHER"' in numbers
+    assert "BREW" not in numbers
+
+
+def test_what_a_request_is_known_by_is_on_no_line_after_it(client, services):
+    client.get(f"/tasks/{queued(services)}")
+    assert structlog.contextvars.get_contextvars() == {}
 
 
 def test_no_answer_is_kept_by_a_cache_or_guessed_at_by_a_browser(client, services):

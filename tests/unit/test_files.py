@@ -1,6 +1,11 @@
 """Pictures in a folder, brought and fetched by signed URLs of the web tier."""
 
+import contextlib
 import dataclasses
+import json
+import threading
+from http.client import HTTPConnection
+from wsgiref.simple_server import make_server
 
 import pytest
 
@@ -26,6 +31,25 @@ def test_an_upload_larger_than_allowed_is_refused_and_leaves_nothing(services, t
     assert_problem(client.put(path, **told_nothing), 413, "content_too_large")
     assert [file for file in (tmp_path / "storage").rglob("*") if file.is_file()] == []
     assert client.put(path, data=b"1234567890").status_code == 200
+
+
+@contextlib.contextmanager
+def listening(services):
+    """The web tier on a socket, behind a server that leaves what the app does not read; its port."""
+    with make_server("127.0.0.1", 0, create_app(services)) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join(10)
+
+
+def test_who_is_refused_while_still_sending_gets_the_reason(services):
+    more_than_a_socket_holds = b"x" * (16 << 20)
+    with listening(services) as port, contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request("PUT", "/files/forged/x.png", more_than_a_socket_holds)
+        answer = connection.getresponse()
+        assert (answer.status, json.loads(answer.read())["code"]) == (403, "forbidden")
 
 
 def test_an_upload_may_be_larger_than_a_request_of_the_api(client):

@@ -1,5 +1,6 @@
 """One job from the claim to the end, with a small model on a real Redis and a real folder."""
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -20,6 +21,7 @@ from app.errors import (
     StorageFailed,
     StorageUnavailable,
 )
+from app.held import AT_LAST
 from app.pictures import encode
 from app.record import Phase, Status, output_name
 from tests.stack import until
@@ -301,6 +303,14 @@ def test_a_store_that_stays_away_for_one_workers_time_hands_the_job_back(away, s
     assert (left.phase, left.attempt, indexes(services.redis, new.task_id)) == (
         Phase.QUEUED, 0, {"queued:gen.tiny", "deadlines", "unconfirmed"},
     )  # fmt: skip
+
+
+@pytest.mark.parametrize(("deadline", "time_limit"), [(AT_LAST, 1500), (900, AT_LAST)])
+def test_a_store_that_is_away_is_not_waited_for_in_the_time_of_the_last_word(away, queued, deadline, time_limit):
+    tries, new = [], queued(deadline_seconds=deadline)
+    with contextlib.suppress(StorageFailed):
+        run(away(time_limit=time_limit, at_each=lambda: tries.append("once")), new)
+    assert tries == ["once"]
 
 
 def test_a_job_that_waits_for_its_store_can_be_canceled(away, services, queued):

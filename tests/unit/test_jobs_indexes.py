@@ -264,6 +264,18 @@ def test_a_store_that_does_not_answer_is_told_as_such(settings):
             ask()
 
 
+@pytest.mark.parametrize("role", ["web", "worker", "courier"])
+def test_a_connection_that_was_idle_is_tried_before_it_is_trusted(settings, redis, role):
+    client = make_redis(settings, role)
+    connection = client.connection_pool.get_connection()
+    # As if it had been idle for longer than its interval.
+    connection.next_health_check = 1
+    client.connection_pool.release(connection)
+    redis.config_resetstat()
+    client.get("x")
+    assert "cmdstat_ping" in redis.info("commandstats")
+
+
 def test_a_full_store_is_told_where_people_wait(jobs, full):
     with pytest.raises(StoreUnavailable):
         jobs.create(job())

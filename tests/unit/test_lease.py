@@ -3,6 +3,7 @@
 import threading
 
 import pytest
+from opentelemetry.instrumentation.utils import is_instrumentation_enabled
 
 from app import lease
 from app.errors import Canceled, ClaimLost, Internal
@@ -64,6 +65,14 @@ def test_a_lease_that_has_ended_is_not_renewed_once_more(services, jobs, claimed
         pass
     ended._thread.join(10)
     assert end_of(services, claimed) == last
+
+
+def test_a_sign_of_life_is_no_step_of_a_trace(jobs, claimed, monkeypatch):
+    renew, traced = jobs.renew, []
+    monkeypatch.setattr(jobs, "renew", lambda *told: traced.append(is_instrumentation_enabled()) or renew(*told))
+    with Lease(jobs, claimed, "t1", SECONDS):
+        until(lambda: traced, 10, "a sign of life")
+    assert not any(traced)
 
 
 def test_who_follows_is_told_that_the_model_works_and_how_far_it_is(jobs, claimed, unasked):

@@ -3,12 +3,13 @@
 import itertools
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, TraceFlags
 
-from app import generate, tracing
+from app import generate, tracing, worker
 from app.errors import GpuOutOfMemory
 from app.sampling import NoStrays
 from tests.things import job, runner
@@ -84,6 +85,16 @@ def test_a_command_within_a_trace_is_part_of_it(made):
     with tracing.span("job.claim"), tracing.span("EVALSHA", SpanKind.CLIENT):
         pass
     assert [span.name for span in made()] == ["EVALSHA", "job.claim"]
+
+
+def test_a_child_that_ends_sends_what_is_not_yet_sent(monkeypatch):
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=3_600_000))
+    monkeypatch.setattr(trace, "get_tracer_provider", lambda: provider)
+    with provider.get_tracer("darkroom").start_as_current_span("job.attempt"):
+        pass
+    worker.signals.worker_process_shutdown.send(sender=None, pid=1, exitcode=0)
+    assert [span.name for span in exporter.get_finished_spans()] == ["job.attempt"]
 
 
 def test_a_message_names_the_trace_of_its_job():

@@ -206,6 +206,13 @@ def test_the_time_left_is_that_of_all_in_front_over_all_workers_and_of_the_job_i
     assert answer.headers["Retry-After"] == "4"
 
 
+@pytest.mark.parametrize(("step_seconds", "header"), [("0.001", "1"), ("5", "15"), ("1000", "30")])
+def test_who_asks_is_to_come_again_after_half_the_time_within_bounds(client, services, step_seconds, header):
+    services.workers.announce(WorkerState("one@host", "gen.tiny", "ready", ("tiny-scenes-1",)))
+    services.redis.hset("models:step_seconds", "tiny-scenes-1", step_seconds)
+    assert client.get(f"/tasks/{queued(services)}").headers["Retry-After"] == header
+
+
 def test_a_running_task_tells_progress_and_attempt(client, services):
     task_id = queued(services)
     services.jobs.claim(task_id, "t1", "worker-1")
@@ -304,6 +311,11 @@ def test_a_stream_that_nobody_reads_gives_its_place_back(services, method):
     with client.open(f"/tasks/{task_id}/events", buffered=False):
         assert_problem(client.get(f"/tasks/{task_id}/events"), 429, "rate_limited")
         assert client.get(f"/tasks/{task_id}?wait=60").json["status"] == "PENDING"
+
+
+def test_no_proxy_keeps_the_events_of_a_stream_back(client, services):
+    with client.get(f"/tasks/{queued(services)}/events", buffered=False) as answer:
+        assert answer.headers["X-Accel-Buffering"] == "no"
 
 
 def test_a_filter_that_few_tasks_fit_is_looked_for_page_by_page(client, services, monkeypatch):
