@@ -39,9 +39,11 @@ def listening(services):
     with make_server("127.0.0.1", 0, create_app(services)) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join(10)
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join(10)
 
 
 def test_who_is_refused_while_still_sending_gets_the_reason(services):
