@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import uuid
 
 from PIL import Image
@@ -33,10 +34,11 @@ class Letters:
     """A broker's dead letters, without a broker."""
 
     def __init__(self, *letters):
-        self.letters, self.sent = list(letters), []
+        self.letters, self.fetched, self.sent = list(letters), [], []
 
     def dead_letters(self, limit):
         while self.letters and limit:
+            self.fetched.append(self.letters[0])
             yield self.letters[0]
             self.letters.pop(0)
             limit -= 1
@@ -128,6 +130,12 @@ def take_over(services, task_id):
 
 def deadline_passes(redis, task_id):
     pass_time(redis, task_id, "deadline_at", "deadlines")
+
+
+def of_a_newer_version(redis, task_id, **more):
+    """As if a newer version had written so much more into this job's parameters."""
+    params = json.loads(redis.hget(f"job:{task_id}", "params"))
+    redis.hset(f"job:{task_id}", "params", json.dumps({**params, **more}))
 
 
 class InMemory(dict):

@@ -60,7 +60,12 @@ def knocks(server):
     return found
 
 
-def test_whoever_submits_while_the_broker_hangs_is_told_in_time(settings, silent):
+LETTER = DeadLetter("gen.tiny", b"{}", {}, "application/json", "utf-8")
+WAYS = {"a job": lambda broker: broker.publish(job()), "a dead letter": lambda broker: broker.send_again(LETTER)}
+
+
+@pytest.mark.parametrize("send", WAYS.values(), ids=WAYS)
+def test_whoever_sends_while_the_broker_hangs_is_told_in_time(settings, silent, send):
     stuck = settings.model_copy(update={"broker_url": f"amqp://127.0.0.1:{silent}//"})
     broker = Broker(make_celery(stuck, load_catalogue(settings.models_file, ""), "web"))
     start, took = threading.Barrier(100), []
@@ -69,7 +74,7 @@ def test_whoever_submits_while_the_broker_hangs_is_told_in_time(settings, silent
         start.wait(20)
         began = time.monotonic()
         with pytest.raises(BrokerUnavailable):
-            broker.publish(job())
+            send(broker)
         took.append(time.monotonic() - began)
 
     with ThreadPoolExecutor(100) as clients:

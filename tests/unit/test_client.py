@@ -209,9 +209,11 @@ def test_an_address_where_something_else_answers_is_told(server, client, body, k
     assert str(refused(client.models)) == f"{server.url} is no Darkroom: GET /models gave no JSON."
 
 
-def test_no_signature_is_repeated_in_an_error(server, client):
-    ticket = {"upload_url": f"{server.url}/put?signature=hunter2", "upload_method": "PUT", "upload_headers": {}}
-    server.answers.append(raw(b"", 403))
+@pytest.mark.parametrize("status", [403, 502])
+@pytest.mark.parametrize("path", ["put?signature=hunter2", "files/hunter2/x.png"])
+def test_no_signature_is_repeated_in_an_error(server, client, path, status):
+    ticket = {"upload_url": f"{server.url}/{path}", "upload_method": "PUT", "upload_headers": {}}
+    server.answers.append(raw(b"", status))
     assert "hunter2" not in str(refused(client.upload, {**ticket, "upload_max_bytes": 9}, b"1"))
 
 

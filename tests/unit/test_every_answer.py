@@ -142,10 +142,22 @@ def test_no_answer_holds_a_secret_of_the_deployment(client, services, settings):
 # ---- Who asks
 
 
-def test_an_open_door_answers_only_to_the_names_of_this_machine(client):
-    answer = client.get("/tasks", headers={"Host": "rebound.example"})
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "10.0.0.1", "[::2]"])
+def test_an_open_door_answers_only_to_the_names_of_this_machine(client, host):
+    answer = client.get("/tasks", headers={"Host": host})
     assert (answer.status_code, answer.mimetype) == (400, "application/problem+json")
-    assert client.get("/tasks", headers={"Host": "127.0.0.1:8000"}).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:8000", "127.0.0.2:8000", "[::1]:8000", "[::1]", "localhost"])
+def test_an_open_door_answers_to_every_name_of_this_machine(client, host):
+    assert client.get("/tasks", headers={"Host": host}).status_code == 200
+
+
+def test_an_open_door_answers_to_the_name_that_clients_are_told(services):
+    known = services.settings.model_copy(update={"public_url": "https://darkroom.example:8443/pictures"})
+    client = create_app(dataclasses.replace(services, settings=known)).test_client()
+    for host, status in (("darkroom.example", 200), ("darkroom.example:8443", 200), ("evil.example", 400)):
+        assert client.get("/tasks", headers={"Host": host}).status_code == status
 
 
 @pytest.mark.parametrize(("hops", "seen"), [(0, "127.0.0.1"), (1, "10.0.0.2"), (2, "10.0.0.1")])

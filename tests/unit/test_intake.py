@@ -1,7 +1,6 @@
 """Record, then publish, then undo on failure; and the three ways in which a waiting job starts."""
 
 import dataclasses
-import json
 
 import pytest
 
@@ -23,7 +22,7 @@ from app.models import Catalogue
 from app.record import Phase, Status
 from app.schemas import GenerateRequest
 from app.workers import WorkerState
-from tests.things import indexes, picture
+from tests.things import indexes, job, of_a_newer_version, picture
 
 
 @pytest.fixture
@@ -58,8 +57,7 @@ def test_where_no_upload_can_be_signed_nothing_is_accepted(intake, services, pub
 
 def test_a_job_of_a_newer_version_is_neither_made_again_nor_published(intake, services, published):
     job, _ = submit(intake)
-    params = json.loads(services.redis.hget(f"job:{job.task_id}", "params"))
-    services.redis.hset(f"job:{job.task_id}", "params", json.dumps({**params, "mood": "calm"}))
+    of_a_newer_version(services.redis, job.task_id, mood="calm")
     newer = services.jobs.get(job.task_id)
     with pytest.raises(NotReady):
         intake.rerun(newer, ANYONE)
@@ -115,6 +113,35 @@ def test_a_job_that_a_worker_has_is_not_ended_with_its_queue(intake, services, p
     services.jobs.claim(begun.task_id, "t1", "worker-1")
     intake.publish_again(begun)
     assert (services.jobs.get(begun.task_id).phase, len(published)) == (Phase.STARTING, 1)
+
+
+def test_a_job_whose_model_has_moved_to_another_queue_ends_and_says_so(services, published):
+    here = services.catalogue.default
+    there = here.model_copy(update={"model_version": "other-1", "queue": "gen.other"})
+    intake = Intake(dataclasses.replace(services, catalogue=Catalogue([here, there])))
+    left = job(queue="gen.other", model_version=here.model_version)
+    services.jobs.create(left)
+    intake.publish_again(services.jobs.get(left.task_id))
+    assert (services.jobs.get(left.task_id).error["code"], published) == ("internal", [])
+
+
+@pytest.fixture
+def brief(services):
+    """An intake where results are kept for a bit more than a day."""
+    return Intake(dataclasses.replace(services, settings=services.settings.model_copy(update={"result_ttl": 90_000})))
+
+
+def test_a_deadline_that_pictures_are_not_kept_for_is_refused_by_its_name(brief, published):
+    assert submit(brief, deadline_seconds=90_000)[0].deadline_seconds == 90_000
+    with pytest.raises(InvalidRequest) as refused:
+        submit(brief, deadline_seconds=90_001)
+    assert [error["field"] for error in refused.value.errors] == ["deadline_seconds"]
+    assert (refused.value.status, len(published)) == (422, 1)
+
+
+def test_a_task_is_run_again_with_a_deadline_that_pictures_are_kept_for(intake, brief):
+    first, _ = submit(intake, deadline_seconds=600_000)
+    assert brief.rerun(first, ANYONE).job.deadline_seconds == 90_000
 
 
 def test_only_a_request_that_may_still_be_under_way_is_a_conflict(intake, services):

@@ -18,7 +18,7 @@ from app.errors import (
 from app.jobs import JobStore
 from app.record import TRANSITIONS, Job, Phase, Status
 from tests.stack import until
-from tests.things import RESULT, claim, deadline_passes, indexes, job, lease_runs_out, reach
+from tests.things import RESULT, claim, deadline_passes, indexes, job, lease_runs_out, of_a_newer_version, reach
 
 # Every call that leads to a phase.
 WAYS = {
@@ -78,12 +78,6 @@ def test_a_message_that_outlives_its_deadline_makes_nothing_again(jobs, redis):
     late = job(deadline_at=jobs.now() - 1)
     assert jobs.create(late).verdict == "overdue"
     assert list(redis.scan_iter("job*")) == []
-
-
-def of_a_newer_version(redis, task_id, **more):
-    """As if a newer version had written so much more into this job's parameters."""
-    params = json.loads(redis.hget(f"job:{task_id}", "params"))
-    redis.hset(f"job:{task_id}", "params", json.dumps({**params, **more}))
 
 
 NEWER = [{"mood": "calm"}, {"priority": "urgent"}]

@@ -1,13 +1,12 @@
 """Whose turn it is at a worker: the order of jobs where models share one that cannot hold them all."""
 
-import json
 from itertools import groupby
 
 import pytest
 from PIL import Image
 
 from app.line import Line
-from tests.things import job, runner
+from tests.things import job, of_a_newer_version, runner
 
 A, B, C = "sd-turbo", "sdxl-turbo", "sdxl-base-1.0"
 
@@ -100,8 +99,7 @@ def test_patience_begins_anew_once_the_first_in_line_was_served(queue, line):
 
 def test_a_job_of_a_newer_version_keeps_nobody_else_from_their_turn(queue, services):
     newer, first, second = queue(A, A, A)
-    asked = json.loads(services.redis.hget(f"job:{newer.task_id}", "params"))
-    services.redis.hset(f"job:{newer.task_id}", "params", json.dumps({**asked, "mood": "calm"}))
+    of_a_newer_version(services.redis, newer.task_id, mood="calm")
     assert [waiting.task_id for waiting in services.jobs.line(first.queue, 9)] == [first.task_id, second.task_id]
 
 

@@ -27,7 +27,11 @@ def test_the_first_model_is_the_default(load):
 
 
 def test_a_setting_chooses_another_default(load):
-    assert load(GOOD, {**GOOD, "model_version": "two-1"}, default="two-1").default.model_version == "two-1"
+    two, three = ({**GOOD, "model_version": name, "queue": f"gen.{name}"} for name in ("two-1", "three-1"))
+    catalogue = load(GOOD, two, three, default="two-1")
+    assert catalogue.default.model_version == "two-1"
+    assert [spec.model_version for spec in catalogue.all()] == ["two-1", "one-1", "three-1"]
+    assert catalogue.queues() == ["gen.two-1", "gen.one", "gen.three-1"]
 
 
 def test_a_default_that_is_not_there_is_refused(load):

@@ -14,7 +14,7 @@ from app.record import Job, Phase, Status
 from app.tasks import GENERATE
 from app.web import create_app
 from tests.answers import assert_problem
-from tests.things import Letters, job, recording
+from tests.things import Letters, job, of_a_newer_version, recording
 
 GARBAGE = DeadLetter("gen.tiny", b"\x00 no JSON", {"id": "x", "task": GENERATE}, "application/json", "utf-8")
 
@@ -247,6 +247,16 @@ def test_a_broken_message_of_a_queued_job_ends_that_job(services, letters):
     assert services.jobs.get(new.task_id).error["code"] == "internal"
 
 
+def test_a_message_that_only_a_newer_version_can_read_leaves_its_job_in_line(services, letters, client):
+    new = job()
+    services.jobs.create(new)
+    of_a_newer_version(services.redis, new.task_id, mood="calm")
+    letters.letters.append(letter_of(new, body=b"{"))
+    Courier(services).sweep()
+    assert (services.jobs.get(new.task_id).phase, letters.letters) == (Phase.QUEUED, [])
+    assert client.get("/admin/quarantine").json["entries"] == []
+
+
 def test_of_a_strangers_long_message_only_the_beginning_is_kept(services, letters, client):
     letters.letters.append(dataclasses.replace(GARBAGE, body=b"x" * 2 * MAX_BODY_BYTES))
     Courier(services).sweep()
@@ -260,7 +270,14 @@ def test_more_messages_than_fit_stay_with_the_broker(services, letters):
     services.redis.zadd(MESSAGES, {f"m{index}": services.jobs.now() for index in range(MAX_MESSAGES)})
     letters.letters.append(GARBAGE)
     Courier(services).sweep()
-    assert letters.letters == [GARBAGE]
+    assert (letters.letters, letters.fetched) == ([GARBAGE], [])
+
+
+def test_no_more_messages_are_fetched_than_there_is_room_for(services, letters):
+    services.redis.zadd(MESSAGES, {f"m{index}": services.jobs.now() for index in range(MAX_MESSAGES - 1)})
+    letters.letters += [dataclasses.replace(GARBAGE, body=body) for body in (b"one", b"two")]
+    Courier(services).sweep()
+    assert [letter.body for letter in letters.fetched] == [b"one"]
 
 
 def test_jobs_whose_messages_the_broker_lost_are_published_again_once(services, published):

@@ -48,7 +48,8 @@ def test_all_mistakes_are_told_together(environ):
     [("BROKER_URL", "http://x"), ("BROKER_URL", "rabbit"), ("REDIS_URL", "amqp://x"), ("REDIS_URL", "redis:x"),
      ("REDIS_URL", "redis://host:port/0"), ("STORAGE_URL", "s3://bucket"), ("STORAGE_URL", "/var/lib"),
      ("STORAGE_URL", "gs:///prefix"), ("STORAGE_URL", "file://relative/folder"), ("STORAGE_URL", "gs:bucket"),
-     ("WEB_BIND", "8000"), ("WEB_BIND", "localhost"), ("PUBLIC_URL", "darkroom.example"), ("PUBLIC_URL", "https://"),
+     ("WEB_BIND", "8000"), ("WEB_BIND", "localhost"), ("WEB_BIND", ":8000"),
+     ("PUBLIC_URL", "darkroom.example"), ("PUBLIC_URL", "https://"),
      ("PUBLIC_URL", "javascript:alert(1)")],
 )  # fmt: skip
 def test_an_address_that_cannot_work_is_refused(environ, name, value):
@@ -64,6 +65,14 @@ def test_an_address_is_signed_for_a_week_at_most(environ, name):
     environ(**{name: "604801"})
     [mistake] = mistakes()
     assert mistake.startswith(f"{name}: ")
+
+
+def test_pictures_are_kept_at_least_until_the_deadline_of_their_job(environ):
+    environ(RESULT_TTL="3600", DEADLINE="3600")
+    settings.load()
+    environ(RESULT_TTL="3599")
+    [mistake] = mistakes()
+    assert mistake.startswith("RESULT_TTL: must be at least DEADLINE")
 
 
 @pytest.mark.parametrize("key", ["", "short", "x" * 31])

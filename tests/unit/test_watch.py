@@ -102,6 +102,16 @@ def test_each_waiter_is_woken_by_their_own_job_alone(watch, jobs, listens):
     assert waiters[2].reads == 2
 
 
+def test_an_end_that_nobody_tells_is_seen_all_the_same(watch, jobs, redis, monkeypatch):
+    monkeypatch.setattr("app.watch.PATIENCE", 0.05)
+    task_id = queued(jobs)
+    waiter = Waiter(watch, jobs, task_id, seconds=60)
+    until(waiter.waits, 10, "the waiter waits")
+    redis.hset(f"job:{task_id}", mapping={"phase": "DONE", "status": "FAILED"})
+    waiter.join(10)
+    assert waiter.got.phase is Phase.DONE
+
+
 def test_any_number_of_waiters_costs_one_subscription(settings, jobs):
     client = named(settings)
     watch = Watch(client, Previews(client))

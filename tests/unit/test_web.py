@@ -384,6 +384,16 @@ def test_a_deletion_that_the_bucket_did_not_answer_may_be_asked_for_again(client
     assert services.storage.size(output_name(task_id, 0)) is None
 
 
+def test_what_was_asked_for_with_a_key_and_deleted_is_gone_and_not_made_again(client, published):
+    asked = {"json": {"prompt": "a red star"}, "headers": {"Idempotency-Key": "one"}}
+    url = client.post("/generate", **asked).json["urls"]["self"]
+    client.post(f"{url}/cancel")
+    assert client.delete(url).status_code == 204
+    assert_problem(client.post("/generate", **asked), 410, "task_expired")
+    assert len(published) == 1
+    assert "410" in client.get("/openapi.json").json["paths"]["/generate"]["post"]["responses"]
+
+
 def test_a_tag_is_good_while_the_document_is(client, services):
     first, second = queued(services), queued(services)
     assert "ETag" not in client.get(f"/tasks/{second}").headers, "the line before it moves without it"
