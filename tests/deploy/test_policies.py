@@ -26,7 +26,7 @@ def test_the_charts_pass_lint_and_every_policy_that_is_not_left_out(tmp_path):
     (tmp_path / "helm").symlink_to(tool(TOOLS / "programs" / HELMS[-1]))
     told = run(ROOT / "infra/ci/check-charts", env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert told.stdout.count("0 chart(s) failed") == 4
-    assert re.findall(r"Failed checks: (\d+)", told.stdout) in ([], ["0", "0"])
+    assert re.findall(r"Failed checks: (\d+)", told.stdout) == ["0", "0"]
 
 
 def test_a_pod_that_may_do_everything_is_refused(tmp_path):

@@ -57,6 +57,7 @@ def test_format_validity_policies_and_terraforms_own_tests(environ):
     passed, failed = re.search(r"(\d+) passed, (\d+) failed", told.stdout).groups()
     assert int(passed) >= 11
     assert failed == "0"
+    assert re.findall(r"Failed checks: (\d+)", told.stdout) == ["0"]
 
 
 @pytest.fixture(scope="module")
