@@ -27,6 +27,7 @@ def test_the_secrets_that_are_made_are_those_that_the_chart_names(script, path, 
     for folder in (tmp_path / "secrets").iterdir():
         for file in folder.iterdir():
             assert file.read_text() not in "".join(done.notes) + done.stdout
+            assert file.stat().st_mode & 0o077 == 0, file
     certificate = tmp_path / "secrets/darkroom-tls"
     run("openssl", "verify", "-CAfile", certificate / "ca.crt", certificate / "tls.crt")
     for host in ("darkroom-rabbitmq.darkroom.svc", "darkroom-redis.darkroom.svc", "broker.darkroom.internal"):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import pytest
@@ -54,6 +55,14 @@ def test_the_web_tier_goes_back_by_itself(script, path, helm, option):
     assert "--set-string image.tag=1.2.3-abcdef0" in upgrade
 
 
+@pytest.mark.parametrize(("given", "limit"), [({}, "10m"), ({"TIMEOUT": "3m"}, "3m")])
+def test_an_upgrade_waits_for_its_pods_and_keeps_what_a_rollback_may_go_to(script, path, given, limit):
+    path(helm="")
+    upgrade = script("deploy-web", VALUES="production.yaml", **given).notes[-1]
+    assert f" --wait --timeout {limit} " in upgrade
+    assert int(re.search(r" --history-max (\d+)$", upgrade)[1]) > 1
+
+
 def test_nobodys_project_is_not_deployed_to(script, path):
     path(helm="")
     done = script("deploy-web", check=False)
@@ -95,11 +104,55 @@ def test_what_went_back_already_and_what_was_the_first_is_not_taken_back(script,
     assert "name a REVISION" in done.stderr
 
 
-def test_a_refused_smoke_test_says_why(script, path):
-    path(curl='case ${!#} in */readyz) ;; *) echo "{\\"code\\": \\"no_worker\\"}"; exit 22 ;; esac\n')
-    done = script("smoke", URL="https://darkroom.example", check=False)
-    assert done.returncode == 1
-    assert 'no task was accepted: {"code": "no_worker"}' in done.stderr
+# The service as a client sees it, by what the variables say.
+CURL = r"""
+for each in "$@"; do
+  case $each in
+    */key) stat -c %a "$each" >"$TMPDIR/mode"; cat "$each" >"$TMPDIR/told" ;;
+    */readyz) [[ -z ${AWAY:-} ]] || exit 22 ;;
+    */generate) echo "$ANSWER"; [[ $ANSWER != *code* ]] || exit 22 ;;
+    */tasks/t-1\?wait=30) echo "{\"status\": \"$STATUS\"}" ;;
+    */picture.png) printf "$PICTURE" >"$each" ;;
+  esac
+done
+"""
+GOOD_SERVICE = {"ANSWER": '{"task_id": "t-1"}', "STATUS": "SUCCEEDED", "PICTURE": r"\x89PNG\r\n\x1a\nand more"}
+
+
+@pytest.fixture
+def smoke(script, path):
+    path(curl=CURL)
+    return lambda **environ: script("smoke", check=False, URL="https://darkroom.example", **GOOD_SERVICE | environ)
+
+
+def test_a_service_that_makes_a_picture_passes_the_smoke_test(smoke):
+    done = smoke()
+    assert (done.returncode, done.stdout) == (0, "smoke: a picture of 16 bytes from https://darkroom.example\n")
+
+
+@pytest.mark.parametrize(
+    ("service", "told"),
+    [
+        ({"AWAY": "1"}, "https://darkroom.example is not ready"),
+        ({"ANSWER": '{"code": "no_worker"}'}, 'no task was accepted: {"code": "no_worker"}'),
+        ({"STATUS": "FAILED"}, "task t-1: FAILED"),
+        ({"STATUS": "CANCELLED"}, "task t-1: CANCELLED"),
+        ({"STATUS": "PENDING", "PATIENCE": "0"}, "task t-1 is still PENDING after 0 s"),
+        ({"PICTURE": "<html>"}, "task t-1: its picture is no PNG"),
+        ({"PICTURE": ""}, "task t-1: its picture is no PNG"),
+    ],
+)
+def test_a_refused_smoke_test_says_why(smoke, service, told):
+    done = smoke(**service)
+    assert (done.returncode, done.stderr) == (1, f"smoke: {told}\n")
+
+
+def test_the_key_of_a_smoke_test_is_read_by_nobody_else_and_is_no_argument(smoke, tmp_path):
+    done = smoke(API_KEY="a-secret")
+    assert done.returncode == 0
+    assert (tmp_path / "mode").read_text() == "600\n"
+    assert (tmp_path / "told").read_text() == 'header = "Authorization: Bearer a-secret"\n'
+    assert "a-secret" not in done.stdout + done.stderr + "".join(done.notes)
 
 
 def test_discord_is_told_and_its_address_is_in_no_list_of_processes(script, path):
@@ -107,6 +160,49 @@ def test_discord_is_told_and_its_address_is_in_no_list_of_processes(script, path
     done = script("notify", 'all "well"', DISCORD_WEBHOOK_URL="https://discord.example/a-secret")
     assert "a-secret" not in "".join(done.notes)
     assert "allowed_mentions" in done.notes[0]
+
+
+# ---- infra/ci/scan
+
+TRIVY = "trivy image --scanners vuln,secret --exit-code 1 --severity HIGH,CRITICAL --ignore-unfixed --no-progress"
+SCANS = [f"{TRIVY} docker.io/darkroom/darkroom-{image}:1.2.3-abcdef0" for image in ("web", "worker")]
+
+
+@pytest.fixture
+def scan(tmp_path, path):
+    """Runs a copy of the scan, in which a program's own file says how it ends."""
+    (tmp_path / "infra/ci").mkdir(parents=True)
+    for name in ("scan", "common.sh"):
+        shutil.copy(ROOT / "infra/ci" / name, tmp_path / "infra/ci")
+
+    def run_it(**ends):
+        path(**{name: ends.get(name, "exit 0\n") for name in ("bootstrap", "audit", "trivy")})
+        (tmp_path / "script").symlink_to(tmp_path / "bin")
+        environ = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "NOTES": str(tmp_path / "notes")}
+        done = run(tmp_path / "infra/ci/scan", env={**environ, "VERSION": "1.2.3-abcdef0"}, check=False)
+        notes = (tmp_path / "notes").read_text().splitlines()
+        done.notes = [" ".join(shlex.split(note)).strip() for note in notes]
+        return done
+
+    return run_it
+
+
+def test_packages_are_audited_and_then_both_images_are_looked_through(scan):
+    done = scan()
+    assert (done.returncode, done.notes) == (0, ["bootstrap --dev", "audit", *SCANS])
+
+
+@pytest.mark.parametrize(
+    ("ends", "asked"),
+    [
+        ({"audit": "exit 1\n"}, []),
+        ({"trivy": "exit 1\n"}, SCANS[:1]),
+        ({"trivy": "[[ ${!#} != *-worker:* ]]\n"}, SCANS),
+    ],
+)
+def test_a_weakness_of_a_package_or_of_either_image_fails_the_scan(scan, ends, asked):
+    done = scan(**ends)
+    assert (done.returncode, done.notes) == (1, ["bootstrap --dev", "audit", *asked])
 
 
 # ---- script/check-deploy
