@@ -65,6 +65,19 @@ run "the_workers" {
   }
 }
 
+run "workers_of_a_later_apply" {
+  command = apply
+  module { source = "../gpu_worker" }
+  variables {
+    worker_version = "0.0.9-7654321"
+  }
+
+  assert {
+    condition     = !strcontains(one(google_compute_region_instance_group_manager.this.all_instances_config).metadata["darkroom-version"], "7654321")
+    error_message = "An apply takes no deployment back."
+  }
+}
+
 run "workers_whose_logs_are_sent" {
   command = apply
   module { source = "../gpu_worker" }

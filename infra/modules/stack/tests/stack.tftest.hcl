@@ -114,8 +114,28 @@ run "the_network" {
     error_message = "Each worker of a machine has a port of its own."
   }
   assert {
+    condition     = google_compute_firewall.health.source_ranges == toset(["130.211.0.0/22", "35.191.0.0/16"])
+    error_message = "Google's health checks come from its two networks, and from nowhere else."
+  }
+  assert {
     condition     = google_compute_subnetwork.nodes.private_ip_google_access
     error_message = "Private nodes must reach Google's own services."
+  }
+}
+
+run "the_cluster" {
+  command = apply
+  module { source = "../cluster" }
+  variables {
+    name         = "darkroom"
+    network      = "n"
+    subnetwork   = "s"
+    node_account = "nodes@p"
+  }
+
+  assert {
+    condition     = one(one(google_container_node_pool.system.node_config).workload_metadata_config).mode == "GKE_METADATA"
+    error_message = "Pods see their own account, never the node's."
   }
 }
 
