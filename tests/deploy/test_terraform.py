@@ -50,7 +50,7 @@ def slim(schema):
     return schema | kinds
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_format_validity_policies_and_terraforms_own_tests(environ):
     told = run(INFRA / "ci/check-terraform", env=environ)
     assert told.stdout.count("The configuration is valid.") == 3
@@ -181,7 +181,7 @@ def told_of_wrong_wishes(environ, tmp_path_factory):
     return run("terraform", stack, "test", "-no-color", env=environ, check=False)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("wish", WRONG_WISHES)
 def test_a_wrong_wish_is_found(told_of_wrong_wishes, wish):
     assert told_of_wrong_wishes.returncode == 1
