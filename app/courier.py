@@ -28,7 +28,6 @@ from app.record import Job
 from app.services import Services, build
 from app.settings import Settings
 from app.storage import LocalStorage
-from app.tasks import QUARANTINE
 from app.webhooks import Dispatcher
 
 log = structlog.get_logger("darkroom.courier")
@@ -88,10 +87,9 @@ class Courier:
         self._each(jobs.due("deadlines"), self._overdue)
         self._each(jobs.due("leases"), self._lost)
         self._each(jobs.due("unconfirmed", older_than=patience), self._publish)
-        for queue in self._services.catalogue.queues():
-            with self._if_open(queue):
+        with self._if_open("all"):
+            for queue in self._services.catalogue.queues():
                 self._each(self._without_message(queue), self._publish)
-        with self._if_open(QUARANTINE):
             self._services.quarantine.collect()
         # Last: each of them is a question to the bucket, which may be slow.
         self._look_for_uploads()

@@ -236,6 +236,22 @@ def test_one_queue_that_takes_no_message_holds_up_nothing_else(services):
     assert metrics.SWEEP._value.get() == before
 
 
+def test_a_broker_that_is_away_is_asked_once_in_a_sweep_and_holds_up_no_upload(services):
+    asked, expired = [], awaiting(services)
+    services.redis.hset(f"job:{expired}", "upload_expires_at", 0)
+    for queue in ("gen.tiny", "gen.sdxl"):
+        unconfirmed(services, queue=queue)
+        services.redis.zadd(f"jobs:queued:{queue}", {"long ago": services.jobs.now() - 3600})
+
+    def away(queue):
+        asked.append(queue)
+        raise BrokerUnavailable
+
+    Courier(dataclasses.replace(services, waiting=away)).sweep()
+    assert asked == ["gen.tiny"]
+    assert services.jobs.get(expired).error["code"] == "upload_expired"
+
+
 def test_an_upload_that_is_started_at_the_last_moment_is_not_given_up(services):
     task_id = awaiting(services)
     services.redis.hset(f"job:{task_id}", "upload_expires_at", 0)
