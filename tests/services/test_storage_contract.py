@@ -321,11 +321,11 @@ def test_a_signed_url_ends_with_its_time(services, signed):
 def test_a_signed_url_that_was_tampered_with_is_refused(services, signed):
     url = services.storage.download_url("output/x.png", 60)
     token = url.split("/")[-2]
-    payload, time, signature = token.split(".")
+    payload, signature = token.split(".")
     fields = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     changed = json.dumps([fields[0], "input/secret", *fields[2:]]).encode()
     forged = base64.urlsafe_b64encode(changed).decode().rstrip("=")
-    for other in (f"{forged}.{time}.{signature}", f"{payload}.{time}.{signature[::-1]}", f"{payload}.{time}", payload):
+    for other in (f"{forged}.{signature}", f"{payload}.{signature[::-1]}", f"{payload}.", payload):
         assert signed("GET", url.replace(token, other)) == 403
 
 

@@ -1,5 +1,6 @@
 """A Redis as broker: which messages end in quarantine, and which go back."""
 
+import kombu.transport
 import pytest
 
 from app.broker import Broker
@@ -7,7 +8,9 @@ from app.tasks import make_celery
 
 
 @pytest.fixture
-def celery(settings, services):
+def celery(settings, services, monkeypatch):
+    # Where another test has spoken to a Redis without our transport, kombu goes on with its own.
+    monkeypatch.delitem(kombu.transport._transport_cache, "redis", raising=False)
     embedded = settings.model_copy(update={"broker_url": settings.redis_url})
     return make_celery(embedded, services.catalogue, "web")
 
