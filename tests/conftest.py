@@ -104,13 +104,35 @@ def pytest_xdist_make_scheduler(config, log):
             path = nodeid.partition("::")[0]
             return "services" if path.startswith(SHARING) else path
 
+    # It would put files of few tests last, and those take longest.
+    config.option.loadscopereorder = False
     return ByWhatTheyShare(config, log)
+
+
+# Files that take minutes each, the longest first: begun last, they would leave one of the cores without work.
+LONG = (
+    "tests/deploy/test_terraform.py",
+    "tests/deploy/test_over_ssh.py",
+    "tests/functional/",
+    "tests/browser/",
+    "tests/unit/models/",
+    "tests/deploy/",
+)
+
+
+def turn(item):
+    """When a test has its turn: who breaks the shared services, before stacks that live for the whole session lean on
+    them; all others that share them; then the long ones.
+    """
+    path = item.nodeid.partition("::")[0]
+    if path.startswith(SHARING):
+        return not any(name in path for name in ("test_faults", "test_chaos"))
+    return next((2 + place for place, name in enumerate(LONG) if path.startswith(name)), 2 + len(LONG))
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """Those that break the shared services go first, before stacks that live for the whole session lean on them."""
-    items.sort(key=lambda item: not any(name in item.nodeid for name in ("test_faults", "test_chaos")))
+    items.sort(key=turn)
     users = (item for item in items if "backend" in getattr(item, "fixturenames", ()))
     alone = {item.nodeid for item in users if not item.nodeid.startswith(SHARING)}
     assert not alone, f"these share RabbitMQ and Redis and belong to SHARING: {alone}"
