@@ -1,5 +1,6 @@
 """The signed URLs of `file://` storage, served by the web tier. With `gs://` clients talk to the bucket itself."""
 
+import re
 import time
 from contextlib import suppress
 from typing import Any
@@ -25,6 +26,9 @@ def files(storage: LocalStorage) -> Blueprint:
         permit = _permitted(storage, token, name, "GET")
         if storage.size(permit.name) is None:
             raise NotFound("There is no such picture.")
+        # RFC 9110 14.2: a range of another unit, or one that is none, is not heeded; nor are several at once.
+        if not re.fullmatch("bytes=[0-9]*-[0-9]*", request.headers.get("Range", "")):
+            request.environ.pop("HTTP_RANGE", None)
         kind = "image/png" if permit.name.endswith(".png") else "application/octet-stream"
         return send_file(storage.path(permit.name).absolute(), mimetype=kind, download_name=name, max_age=0)
 

@@ -65,6 +65,24 @@ def test_a_part_of_a_picture_is_not_taken_for_the_whole(client, services):
     assert services.storage.size("input/part") is None
 
 
+@pytest.mark.parametrize(
+    ("asked", "status", "told"),
+    [
+        ("bytes=0-3", 206, b"0123"),
+        ("bytes=-2", 206, b"89"),
+        ("bytes=99-", 416, None),
+        ("lines=0-1", 200, b"0123456789"),
+        ("bytes=a-b", 200, b"0123456789"),
+        ("bytes=0-0,5-6", 200, b"0123456789"),
+    ],
+)
+def test_one_range_of_bytes_is_heeded_and_any_other_left_aside(client, services, asked, status, told):
+    services.storage.put("output/range.png", b"0123456789", "image/png")
+    url = local(services.storage.download_url("output/range.png", 60))
+    answer = client.get(url, headers={"Range": asked})
+    assert (answer.status_code, answer.data if told else None) == (status, told)
+
+
 def test_a_signed_url_whose_picture_is_gone_is_not_found(client, services):
     path = local(services.storage.download_url("output/gone.png", 60))
     assert_problem(client.get(path), 404, "not_found")
