@@ -27,10 +27,10 @@ def files(storage: LocalStorage) -> Blueprint:
         if storage.size(permit.name) is None:
             raise NotFound("There is no such picture.")
         # RFC 9110 14.2: a range of another unit, or one that is none, is not heeded; nor are several at once.
-        if not re.fullmatch("bytes=[0-9]*-[0-9]*", request.headers.get("Range", "")):
-            request.environ.pop("HTTP_RANGE", None)
+        heeded = bool(re.fullmatch("(bytes=[0-9]*-[0-9]*)?", request.headers.get("Range", "")))
         kind = "image/png" if permit.name.endswith(".png") else "application/octet-stream"
-        return send_file(storage.path(permit.name).absolute(), mimetype=kind, download_name=name, max_age=0)
+        path = storage.path(permit.name).absolute()
+        return send_file(path, mimetype=kind, download_name=name, max_age=0, conditional=heeded)
 
     @blueprint.put("/<token>/<name>")
     def upload(token: str, name: str) -> Response:
