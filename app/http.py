@@ -73,8 +73,8 @@ def register(app: Flask, callers: Callers, settings: Settings) -> None:
     app.request_class = Request
     tracing.instrument(app)
     app.before_request(_identify)
-    app.before_request(_name_checker(settings))
     if callers.are_unknown:
+        app.before_request(_name_checker(settings))
         app.before_request(_refuse_other_sites)
     app.before_request(_authenticator(callers))
     app.before_request(_parse)
