@@ -202,8 +202,7 @@ def test_a_good_version_reaches_a_machine_whose_worker_ends_again_and_again(plac
     (machine.folder / "etc/version").write_text("3.0.0-bad\n")
     machine.systemctl("restart")
     restarts = machine.folder / "units" / UNIT / "restarts"
-    # Empty while the next number is written.
-    until(lambda: int(restarts.read_text() or 0) > 3, 30, "it has ended more than three times")
+    until(lambda: restarts.exists() and int(restarts.read_text()) > 3, 30, "it has ended more than three times")
     machine.deploy(before)
     assert machine.version == before
     assert stack.client.wait(stack.client.submit("x", model_version="steady")["task_id"], 60)["status"] == "SUCCEEDED"
