@@ -1,6 +1,6 @@
 """Stands in for Terraform's Google provider: knows what every resource takes (google.json), and never applies.
 
-Terraform starts it as a plug-in: python tests/deploy/provider.py GOOGLE_JSON
+python tests/deploy/provider.py --dev GOOGLE_JSON says where it listens, as TF_REATTACH_PROVIDERS for Terraform.
 """
 
 import json

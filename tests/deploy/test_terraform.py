@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 
 import pytest
 import yaml
@@ -17,21 +18,35 @@ CODE = {path: path.read_text() for path in INFRA.glob("**/*.tf")}
 
 
 @pytest.fixture(scope="module")
-def environ(tmp_path_factory):
-    """Here `terraform init` finds the stand-in for Google's provider, and nothing else."""
+def schema(tmp_path_factory):
+    """What Google's provider takes, in a file for its stand-in; and the version of which that is."""
     tool("terraform")
-    python = tool(TOOLS / "deploy/bin/python")
-    folder = tmp_path_factory.mktemp("terraform")
-    schema = slim(json.loads((TOOLS / "programs/google.json").read_text()))
-    (folder / "google.json").write_text(json.dumps(schema))
-    name = f"registry.terraform.io/hashicorp/google/{schema['version']}/{platform()}"
-    program = folder / name / f"terraform-provider-google_v{schema['version']}"
+    told = slim(json.loads((TOOLS / "programs/google.json").read_text()))
+    file = tmp_path_factory.mktemp("schema") / "google.json"
+    file.write_text(json.dumps(told))
+    return file, told["version"]
+
+
+@pytest.fixture(scope="module")
+def environ(schema):
+    """One stand-in for Google's provider, to which every Terraform turns: each would start dozens of its own."""
+    command = [tool(TOOLS / "deploy/bin/python"), "-u", ROOT / "tests/deploy/provider.py", "--dev", schema[0]]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as provider:
+        told = next(line for line in provider.stdout if "TF_REATTACH_PROVIDERS=" in line)
+        yield {**os.environ, "TF_REATTACH_PROVIDERS": told.partition("=")[2].strip().strip("'")}
+        provider.terminate()
+
+
+@pytest.fixture(scope="module")
+def mirror(schema, tmp_path_factory):
+    """Here `terraform init` finds a provider of that one version, and nothing else."""
+    folder, (_, version) = tmp_path_factory.mktemp("mirror"), schema
+    name = f"registry.terraform.io/hashicorp/google/{version}/{platform()}"
+    program = folder / name / f"terraform-provider-google_v{version}"
     program.parent.mkdir(parents=True)
-    program.write_text(f"#!/bin/sh\nexec {python} {ROOT}/tests/deploy/provider.py {folder}/google.json\n")
-    program.chmod(0o755)
-    mirror = f'filesystem_mirror {{\n    path = "{folder}"\n  }}'
-    told = f"disable_checkpoint = true\nprovider_installation {{\n  {mirror}\n}}\n"
-    (folder / "terraformrc").write_text(told)
+    program.touch(0o755)
+    told = f'provider_installation {{\n  filesystem_mirror {{\n    path = "{folder}"\n  }}\n}}\n'
+    (folder / "terraformrc").write_text("disable_checkpoint = true\n" + told)
     return {**os.environ, "TF_CLI_CONFIG_FILE": str(folder / "terraformrc")}
 
 
@@ -50,7 +65,7 @@ def slim(schema):
     return schema | kinds
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_format_validity_policies_and_terraforms_own_tests(environ):
     told = run(INFRA / "ci/check-terraform", env=environ)
     assert told.stdout.count("The configuration is valid.") == 3
@@ -73,6 +88,10 @@ def root(environ, tmp_path_factory):
     terraform("init", "-backend=false", "-input=false")
     terraform.folder = folder
     return terraform
+
+
+def test_the_schema_is_that_of_a_version_which_every_module_takes(root, mirror):
+    run("terraform", f"-chdir={root.folder}/envs/prod", "init", "-backend=false", "-input=false", env=mirror)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +200,7 @@ def told_of_wrong_wishes(environ, tmp_path_factory):
     return run("terraform", stack, "test", "-no-color", env=environ, check=False)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("wish", WRONG_WISHES)
 def test_a_wrong_wish_is_found(told_of_wrong_wishes, wish):
     assert told_of_wrong_wishes.returncode == 1
