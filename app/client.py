@@ -8,6 +8,7 @@
 Documents are dictionaries as /openapi.json describes them.
 """
 
+import gc
 import json
 import secrets
 import time
@@ -80,6 +81,12 @@ class Client:
         # No proxy leads to this machine.
         self._session.trust_env = not is_loopback(urlsplit(url).hostname or "")
         self._session.headers["User-Agent"] = f"darkroom/{__version__}"
+
+    def close(self) -> None:
+        """Let go of the connection, for which a service that stops would wait."""
+        self._session.close()
+        # urllib3 ends a connection with the last reference to its pool, which a failure's traceback may hold.
+        gc.collect()
 
     def generate(
         self, prompt: str, input_image: bytes | None = None, mask_image: bytes | None = None, **parameters: Any

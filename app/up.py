@@ -111,6 +111,7 @@ class Stack:
         """Stop everything, the store last."""
         _on_stop(signal.SIG_IGN)
         self._settle()
+        self.client.close()
         self._supervisor.terminate()
         self._supervisor.wait()
 

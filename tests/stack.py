@@ -59,8 +59,11 @@ class Role:
             self.process.wait(10)
 
     def stop(self):
-        with contextlib.suppress(ProcessLookupError):
-            self.process.terminate()
+        self.process.terminate()
+        self.end()
+
+    def end(self):
+        """See it end, by force where it does not by itself."""
         try:
             self.process.wait(20)
         except subprocess.TimeoutExpired:
@@ -118,5 +121,8 @@ class Stack:
         return self
 
     def __exit__(self, *_):
-        for role in reversed(self.roles):
-            role.stop()
+        self.client.close()
+        for role in self.roles:
+            role.process.terminate()
+        for role in self.roles:
+            role.end()

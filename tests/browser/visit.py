@@ -1,5 +1,6 @@
 """One visitor: what they do on the page, what they see there, and what the browser had to complain of."""
 
+import base64
 import contextlib
 from urllib.parse import urlsplit
 
@@ -115,12 +116,13 @@ class Visit:
         """Let a file fall onto the page."""
         expect(self.tab.locator("#model")).not_to_have_value("")
         transfer = self.tab.evaluate_handle(
-            """([bytes, name, type]) => {
+            """([text, name, type]) => {
                 const transfer = new DataTransfer();
-                transfer.items.add(new File([new Uint8Array(bytes)], name, {type}));
+                const bytes = Uint8Array.from(atob(text), (byte) => byte.charCodeAt(0));
+                transfer.items.add(new File([bytes], name, {type}));
                 return transfer;
             }""",
-            [list(data), name, kind],
+            [base64.b64encode(data).decode(), name, kind],
         )
         for event in ("dragover", "drop"):
             self.tab.dispatch_event("body", event, {"dataTransfer": transfer})
