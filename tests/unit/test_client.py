@@ -22,9 +22,10 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
+    def __init__(self, port=0):
+        super().__init__(("127.0.0.1", port), Handler)
         self.answers = deque()
+        self.left = threading.Event()
         self.requests = []
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
@@ -42,25 +43,37 @@ class Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_DELETE = answer  # noqa: N815, the names that the library calls
 
+    def finish(self):
+        super().finish()
+        self.server.left.set()
+
     def log_message(self, *_):
         """Quiet."""
 
 
-@pytest.fixture
-def server():
-    with Server() as server:
+@contextlib.contextmanager
+def serving(port=0):
+    with Server(port) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
+        try:
+            yield server
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def server():
+    with serving() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture
 def client(server):
     client = Client(server.url, timeout=5, key="dk_mine")
     yield client
-    client._session.close()
+    client.close()
 
 
 def says(document, status=200, **headers):
@@ -215,6 +228,18 @@ def test_no_signature_is_repeated_in_an_error(server, client, path, status):
     ticket = {"upload_url": f"{server.url}/{path}", "upload_method": "PUT", "upload_headers": {}}
     server.answers.append(raw(b"", status))
     assert "hunter2" not in str(refused(client.upload, {**ticket, "upload_max_bytes": 9}, b"1"))
+
+
+def test_a_service_that_was_waited_for_need_not_wait_for_the_client():
+    port = free_port()
+    client = Client(f"http://127.0.0.1:{port}", timeout=5)
+    assert refused(client.task, "t").status == 0
+    with serving(port) as server:
+        server.answers.append(says(DONE))
+        assert client.task("t") == DONE
+        assert not server.left.is_set()
+        client.close()
+        assert server.left.wait(5)
 
 
 def test_nobody_there_is_status_0_without_the_key(server):
