@@ -82,6 +82,11 @@ class Callers:
             self._count(caller)
         return caller
 
+    def check(self, caller: Caller) -> None:
+        """Raises Unauthorized for one who was identified once, and whose key was revoked since."""
+        if self._file and caller.sha256 not in [known.sha256 for known in self._file.callers()]:
+            raise Unauthorized("The key was revoked.")
+
     def _count(self, caller: Caller) -> None:
         rate = parse(caller.rate)
         try:

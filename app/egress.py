@@ -30,6 +30,8 @@ from app.errors import AddressRefused, EgressError
 MAX_URL = 2000
 MAX_HEAD_BYTES = 16 * 1024
 MOST_ADDRESSES = 4
+# Answers before the answer, but for 100, which http.client skips, and 101, which nobody has asked for.
+INTERIM = range(102, 200)
 
 Address = IPv4Address | IPv6Address
 Resolve = Callable[[str, int], list[tuple[Any, ...]]]
@@ -238,6 +240,10 @@ def _exchange(sock: socket.socket, target: Target, body: bytes, headers: dict[st
     connection.sock = _Bounded(sock, deadline)
     connection.request("POST", target.path, body, {"Host": target.authority, "Connection": "close", **headers})
     with closing(connection.getresponse()) as response:
+        while response.status in INTERIM:
+            # It reads no second head by itself, but after 100.
+            response.headers = None  # type: ignore[assignment]
+            response.begin()
         return Answer(response.status, response.headers.get("Retry-After", ""))
 
 

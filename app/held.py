@@ -190,6 +190,9 @@ class Held:
     def _store(self, index: int, picture: Picture) -> dict[str, Any]:
         """Upload one picture; where an earlier attempt came first, its picture is the result."""
         name = output_name(self.job.task_id, index)
+        if index:
+            # It may have been ended, and deleted, since the one before.
+            self.lease.check()
         try:
             self._storage.put(name, picture.data, "image/png")
         except ObjectExists:

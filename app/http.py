@@ -77,6 +77,7 @@ def register(app: Flask, callers: Callers, settings: Settings) -> None:
         app.before_request(_name_checker(settings))
         app.before_request(_refuse_other_sites)
     app.before_request(_authenticator(callers))
+    app.before_request(_heed_if_match)
     app.before_request(_parse)
     app.after_request(_label)
     # The thread's next request may fail before it has an id of its own.
@@ -150,8 +151,11 @@ def _identify() -> None:
 
 def _name_checker(settings: Settings) -> Callable[[], None]:
     def check_name() -> None:
-        # Werkzeug has seen that it is well made; its own list of names holds no IPv6 address.
-        name = urlsplit(f"//{request.host}").hostname or ""
+        # Werkzeug has seen that it is well made, but for brackets; its own list of names holds no IPv6 address.
+        try:
+            name = urlsplit(f"//{request.host}").hostname or ""
+        except ValueError:
+            name = request.host
         if not settings.is_ours(name):
             raise werkzeug.exceptions.SecurityError(f"Host {name!r} is not trusted.")
 
@@ -179,6 +183,17 @@ def _authenticator(callers: Callers) -> Callable[[], None]:
             g.caller = callers.identify(request.headers.get("Authorization", ""))
 
     return authenticate
+
+
+def _heed_if_match() -> None:
+    """RFC 9110 13.1.1: only a strong tag can match, and no document here has one; `*` holds wherever there is one."""
+    given = request.headers.get("If-Match")
+    if given is None or request.endpoint in SIGNED_ENDPOINTS:
+        return
+    if given.strip() != "*":
+        raise werkzeug.exceptions.PreconditionFailed("No document here has the strong tag that If-Match asks for.")
+    # Werkzeug would compare it with a weak tag.
+    del request.environ["HTTP_IF_MATCH"]
 
 
 def _parse() -> None:

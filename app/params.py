@@ -51,11 +51,16 @@ def resolve(request: GenerateRequest, spec: ModelSpec) -> Params:
     own = ("prompt", "negative_prompt", "num_images", "output_format", "input_url", "mask_url", "priority")
     return Params(
         model_version=spec.model_version,
-        seed=_first(request.seed, secrets.randbelow(MAX_SEED + 1)),
+        seed=_first(request.seed, secrets.randbelow(_last_seed(request) + 1)),
         seed_drawn=request.seed is None,
         **{name: getattr(request, name) for name in own},
         **chosen,
     )
+
+
+def _last_seed(request: GenerateRequest) -> int:
+    """The pictures' seeds follow one another, and each must do for a request of its own."""
+    return MAX_SEED + 1 - request.num_images
 
 
 def _first(given: Any, default: Any) -> Any:
@@ -88,8 +93,10 @@ def _wishes_at_fault(request: GenerateRequest, spec: ModelSpec, chosen: dict[str
         yield {"field": field, "reason": f"{name} does not do {wanted}"}
     if wanted != "txt2img" and int(chosen["num_inference_steps"] * chosen["strength"]) < 1:
         yield {"field": "strength", "reason": "leaves no step: num_inference_steps * strength is below 1"}
+    if request.seed is not None and request.seed > _last_seed(request):
+        yield {"field": "seed", "reason": f"at most {_last_seed(request)} for {request.num_images} images"}
     if request.negative_prompt and not spec.negative_prompt:
         yield {"field": "negative_prompt", "reason": f"{name} does not heed one"}
-    if request.scheduler and request.scheduler not in spec.schedulers:
+    if request.scheduler is not None and request.scheduler not in spec.schedulers:
         allowed = ", ".join(spec.schedulers) or "none but its own"
         yield {"field": "scheduler", "reason": f"{name} allows {allowed}"}

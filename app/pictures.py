@@ -15,6 +15,8 @@ from app.params import Params
 
 # Decoded, a pixel takes up to four bytes, and a picture is copied a few times on its way to the model.
 MAX_PIXELS = 64_000_000
+# A progressive JPEG has about ten; each costs a pass over all pixels, however few bytes it is. libtiff's bound too.
+MAX_SCANS = 100
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
@@ -50,6 +52,7 @@ def _opened(data: bytes, mode: str) -> Image.Image:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image)
+                _check_scans(image, data)
                 return _on_white(_upright(image)).convert(mode)
     except InputInvalid:
         raise
@@ -64,6 +67,12 @@ def _check_size(image: Image.Image) -> None:
     """Before anything is decoded: a small file may hold a picture that fills the memory."""
     if image.width * image.height > MAX_PIXELS:
         raise _too_many_pixels()
+
+
+def _check_scans(image: Image.Image, data: bytes) -> None:
+    """Each begins with a marker, which within a scan's own bytes cannot stand."""
+    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+        raise InputInvalid(f"The input picture is a JPEG of more than {MAX_SCANS} scans.")
 
 
 def _too_many_pixels() -> InputInvalid:

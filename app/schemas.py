@@ -61,7 +61,7 @@ class GenerateRequest(_Strict):
     num_inference_steps: Annotated[int | None, Field(ge=1, le=1000)] = None
     guidance_scale: Annotated[float | None, Field(ge=0, le=100)] = None
     scheduler: Annotated[
-        str | None, Field(max_length=100, description="One of the model's `schedulers`; else its own.")
+        str | None, Field(min_length=1, max_length=100, description="One of the model's `schedulers`; else its own.")
     ] = None
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="Drawn and told when it is left out.")] = None
     num_images: Annotated[int, Field(ge=1, le=100, description="Made with seed, seed + 1, …")] = 1

@@ -7,6 +7,7 @@ and ids stand for objects. Prompts and keys are never logged.
 import logging
 import logging.config
 import os
+from collections.abc import Callable
 from typing import Any
 
 import ecs_logging
@@ -67,11 +68,12 @@ def config(settings: Settings, role: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"line": formatter},
+        "filters": {"unsent": {"()": _without_what_was_sent}},
         "handlers": {"stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "line"}},
         "root": {"handlers": ["stdout"], "level": settings.log_level},
         "loggers": {
             **{name: {"level": "WARNING"} for name in ("kombu", "amqp", "urllib3", "google", "multiprocessing")},
-            "gunicorn.error": {"handlers": [], "propagate": True},
+            "gunicorn.error": {"handlers": [], "propagate": True, "filters": ["unsent"]},
             # Its lines hold paths, and paths hold signed tokens; http.py logs each request by its route.
             "gunicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},
             # It tells of a task received before it knows the trace; worker.py tells of it with that.
@@ -85,6 +87,23 @@ def _renderer(log_format: str) -> list[Any]:
         # Plain: rich tracebacks show local variables, and prompts are among them.
         return [structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)]
     return [structlog.processors.format_exc_info, _traced, _as_ecs, ecs_logging.StructlogFormatter()]
+
+
+def _without_what_was_sent() -> Callable[[logging.LogRecord], bool]:
+    """gunicorn repeats the head that it cannot read, and the address of a request that broke: keys may be in either."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        said = str(record.msg)
+        if said.startswith("Invalid request from "):
+            record.msg = said.partition(": ")[0]
+        elif said.startswith("Error handling request"):
+            record.msg, record.args = "Error handling request", ()
+        elif record.levelno < logging.INFO and isinstance(record.args, tuple):
+            # What was read of a head that has no end.
+            record.args = tuple(type(each).__name__ if isinstance(each, Exception) else each for each in record.args)
+        return True
+
+    return keep
 
 
 def _named(role: str) -> Any:

@@ -1,5 +1,6 @@
 """The web tier: HTTP in, records and messages out. Thin: what a request means is in intake.py and jobs.py."""
 
+import functools
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,8 +14,9 @@ from werkzeug.wrappers import Response as BaseResponse
 
 from app import __version__, admin, http, metrics, problems, telemetry
 from app import settings as settings_module
+from app.callers import Caller
 from app.documents import model_documents, retry_after, submitted_document, task_document
-from app.errors import ModelNotFound, NoPicture, NotReady, RateLimited, StorageUnavailable, TaskNotFound
+from app.errors import ModelNotFound, NoPicture, NotReady, RateLimited, StorageUnavailable, TaskNotFound, Unauthorized
 from app.files import files
 from app.http import answer, caller, responses
 from app.intake import Intake, Submission, input_name, mask_name
@@ -120,8 +122,9 @@ class Desk:
         """The caller's job as it is now. A look at one that waits for its input sees whether that has come."""
         return self._started(self.own(task_id))
 
-    def refresh(self, job: Job) -> Job:
-        """The job as it is now, without asking again whose it is."""
+    def refresh(self, job: Job, known: Caller) -> Job:
+        """The job as it is now, for the caller whose it is; raises Unauthorized once their key is revoked."""
+        self.services.callers.check(known)
         return self._started(self.services.jobs.get(job.task_id))
 
     def _started(self, job: Job) -> Job:
@@ -136,9 +139,11 @@ class Desk:
         job = self.look(task_id)
         if not seconds or job.phase.is_terminal:
             return job
+        known = caller()
         with self.places.taken(*_seats()) as free:
             # Who finds no place asks again, as after any wait.
-            return self.watch.wait(task_id, lambda: self.refresh(job), seconds, http.client_is_gone) if free else job
+            read = functools.partial(self.refresh, job, known)
+            return self.watch.wait(task_id, read, seconds, http.client_is_gone) if free else job
 
     def answer(self, job: Job, status: int = 200, *, inline: bool = False) -> Response:
         """The task document."""
@@ -186,16 +191,18 @@ class Desk:
         seats = _seats()
         if not self.places.take(*seats):
             raise RateLimited("As many clients wait for their tasks as may at once.", retry_after=5)
-        stream = self._events(job, seen)
+        stream = self._events(job, seen, caller())
         response = Response(stream, mimetype="text/event-stream", headers={"X-Accel-Buffering": "no"})
         # Also where the stream was never begun.
         response.call_on_close(lambda: self.places.leave(*seats))
         return response
 
-    def _events(self, job: Job, seen: int | None) -> Iterator[str]:
-        """From the job as it is, or from what comes after version `seen`, to its end."""
-        for event in self.watch.follow(job.task_id, lambda: self.refresh(job), seen):
-            yield self._event(event)
+    def _events(self, job: Job, seen: int | None, known: Caller) -> Iterator[str]:
+        """From the job as it is, or from what comes after version `seen`, to its end or that of the key."""
+        with suppress(Unauthorized):
+            for event in self.watch.follow(job.task_id, functools.partial(self.refresh, job, known), seen):
+                self.services.callers.check(known)
+                yield self._event(event)
 
     def _event(self, event: Event) -> str:
         if event.kind == "alive":

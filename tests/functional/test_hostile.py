@@ -2,6 +2,7 @@
 
 import re
 import socket
+import uuid
 from urllib.parse import urlsplit
 
 import pytest
@@ -54,6 +55,32 @@ def said(stack, text):
 def test_a_request_that_could_be_read_in_two_ways_is_refused_and_the_connection_closed(stack, how):
     _, statuses = said(stack, f"POST /tasks/x/cancel HTTP/1.1\r\nHost: localhost\r\n{SMUGGLED[how]}")
     assert statuses in ([400], [501])
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "GET /tasks HTTP/1.1\r\nHost: localhost\r\nAuthorization Bearer {}",
+        "GET  /files/{}/x.png HTTP/1.1\r\nHost: localhost",
+        '{{"prompt": "{}"}}',
+        '{{"prompt":"{}"}}',
+        'POST /generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n{{"prompt": "{}"}}',
+        "GET /version HTTP/{}\r\nHost: localhost",
+    ],
+)
+def test_nothing_of_a_head_that_cannot_be_read_is_in_a_log(stack, head):
+    secret, web = uuid.uuid4().hex, stack.roles[0]
+    before = web.log.read_text().count("Invalid request from")
+    said(stack, head.format(secret) + "\r\n\r\n")
+    assert web.log.read_text().count("Invalid request from") > before
+    assert not web.wrote(secret)
+
+
+@pytest.mark.parametrize("host", ["[::::]", "[1:2:3:4:5:6:7:8:9]", "[zz]", "[::1", "evil.example"])
+def test_a_host_that_is_none_is_a_bad_request(stack, host):
+    answer, statuses = said(stack, f"GET /version HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+    assert statuses == [400]
+    assert b"application/problem+json" in answer
 
 
 @pytest.mark.parametrize("chunks", CHUNKS)

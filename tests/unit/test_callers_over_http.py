@@ -1,9 +1,12 @@
 """What a caller is answered: who is let in, whose tasks it sees, and how much it may ask for."""
 
 import json
+import threading
 
 import pytest
 
+from app import keys
+from app.jobs import EVENTS
 from tests.answers import assert_problem, finished, queued
 from tests.things import indexes, job
 
@@ -33,6 +36,34 @@ def test_every_other_route_wants_a_key(services, door, hire):
             for method in rule.methods - {"OPTIONS", "HEAD"}:
                 answer = client.open(path.replace("<int:index>", "0"), method=method)
                 assert answer.status_code == 401, f"{method} {rule.rule}"
+
+
+@pytest.fixture
+def watched(door, hire, monkeypatch):
+    """Alice, who is no caller any more as soon as her key is revoked, and the id of a task of hers."""
+    monkeypatch.setattr("app.callers.FRESH", 0)
+    monkeypatch.setattr("app.watch.PATIENCE", 0.05)
+    hire("bob")
+    client = door(hire("alice"))
+    return client, client.post("/generate", json={"prompt": "a red star"}).json["task_id"]
+
+
+def test_who_follows_a_task_when_the_key_is_revoked_hears_no_more(services, watched, file):
+    client, task_id = watched
+    with client.get(f"/tasks/{task_id}/events", buffered=False) as answer:
+        stream = answer.iter_encoded()
+        assert b"event: status" in next(stream)
+        keys.revoke(file, "alice")
+        progress = {"task_id": task_id, "version": 9, "step": 1, "steps": 2}
+        services.redis.publish(EVENTS, json.dumps(progress))
+        services.jobs.cancel(task_id)
+        assert list(stream) == []
+
+
+def test_who_waits_for_a_task_when_the_key_is_revoked_is_a_stranger(watched, file):
+    client, task_id = watched
+    threading.Timer(0.3, keys.revoke, (file, "alice")).start()
+    assert_problem(client.get(f"/tasks/{task_id}?wait=30"), 401, "unauthorized")
 
 
 def test_too_many_requests_are_429_with_a_time(door, hire):

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from app import egress
-from app.egress import Egress
+from app.egress import Answer, Egress
 from app.errors import AddressRefused, EgressError
 
 
@@ -227,6 +227,16 @@ def test_a_body_without_an_end_is_not_read():
 
     with listening(endless) as server:
         assert post(f"http://hooks.example:{server.port}/").status == 200
+
+
+@pytest.mark.parametrize("number", [100, 102, 103])
+def test_an_answer_before_the_answer_is_not_the_answer(number):
+    def hint(handler):
+        handler.wfile.write(b"HTTP/1.1 %d Wait\r\nLink: </a>\r\n\r\n" % number * 2)
+        handler.wfile.write(b"HTTP/1.1 204 Done\r\nRetry-After: 7\r\n\r\n")
+
+    with listening(hint) as server:
+        assert post(f"http://hooks.example:{server.port}/") == Answer(204, "7")
 
 
 @pytest.mark.parametrize("line", [b"X-A: " + b"x" * 1000 + b"\r\n", b"HTTP/1.1 100 Continue\r\n\r\n"])

@@ -139,6 +139,20 @@ def test_no_answer_holds_a_secret_of_the_deployment(client, services, settings):
         assert secret not in answers
 
 
+@pytest.mark.parametrize(("tag", "status"), [("*", 200), ('"x"', 412), ("own", 412)])
+def test_if_match_holds_for_whatever_is_there_and_for_no_tag_that_a_document_has(client, services, tag, status):
+    path = f"/tasks/{finished(services)}"
+    given = {"If-Match": client.get(path).headers["ETag"] if tag == "own" else tag}
+    assert client.get(path, headers=given).status_code == status
+
+
+def test_nothing_is_deleted_where_if_match_does_not_hold(client, services):
+    path = f"/tasks/{finished(services)}"
+    assert_problem(client.delete(path, headers={"If-Match": '"x"'}), 412, "precondition_failed")
+    assert client.get(path).status_code == 200
+    assert client.delete(path, headers={"If-Match": "*"}).status_code == 204
+
+
 # ---- Who asks
 
 

@@ -201,6 +201,17 @@ def test_a_worker_that_loses_its_claim_stops_at_the_next_step_and_writes_nothing
     assert services.storage.size(output_name(new.task_id, 0)) is None
 
 
+def test_a_job_that_ended_and_was_deleted_between_two_pictures_gets_no_more_of_them(away, services, queued):
+    new = queued(num_images=3)
+
+    def end():
+        services.jobs.fail(new.task_id, DeadlineExceeded("too late"))
+        services.jobs.delete(new.task_id)
+
+    assert run(away(times=0, at_each=once(end)), new)["verdict"] == "claim_lost"
+    assert [services.storage.size(output_name(new.task_id, index)) for index in (1, 2)] == [None, None]
+
+
 @pytest.mark.parametrize("error", [GpuOutOfMemory("too large"), ValueError("a fault"), StorageUnavailable("away")])
 def test_a_failure_after_the_claim_was_lost_is_nobodys_business(services, queued, error):
     new = queued()
@@ -268,6 +279,17 @@ class Away:
         if self._times >= 0:
             raise StorageUnavailable("away")
         return self._storage.put(*args)
+
+
+def once(act):
+    """Does it the first time only."""
+    still = [act]
+
+    def call():
+        if still:
+            still.pop()()
+
+    return call
 
 
 @pytest.fixture

@@ -107,6 +107,15 @@ def test_the_largest_picture_is_measured_in_pixels_not_sides():
         decode(bomb(64_001, 1000))
 
 
+def test_a_small_picture_that_would_take_minutes_to_decode_is_refused_at_once():
+    whole = picture((200, 200), kind="JPEG", progressive=True)
+    assert decode(whole).size == (200, 200)
+    last = whole[whole.rindex(b"\xff\xda") : -2]
+    # Each pass over all pixels costs but these few bytes.
+    with pytest.raises(InputInvalid, match="more than 100 scans"):
+        decode(whole[:-2] + 100 * last + whole[-2:])
+
+
 @pytest.mark.parametrize(("mode", "name"), [("I;16", "PNG"), ("I;16", "TIFF"), ("I", "TIFF")])
 def test_a_grey_picture_of_sixteen_bits_keeps_its_greys(mode, name):
     assert decode(picture(mode=mode, colour=0x4000, kind=name)).getpixel((5, 5)) == (64, 64, 64)

@@ -43,6 +43,17 @@ def test_what_the_request_names_counts_even_when_it_is_zero():
     assert (params.guidance_scale, params.seed, params.width) == (0, 0, 8)
 
 
+def test_every_picture_of_several_has_a_seed_that_a_request_may_name():
+    assert resolve(request(seed=MAX_SEED - 1, num_images=2), SPEC).seed == MAX_SEED - 1
+    with pytest.raises(InvalidRequest, match=f"seed: at most {MAX_SEED - 1} for 2 images"):
+        resolve(request(seed=MAX_SEED, num_images=2), SPEC)
+
+
+def test_a_seed_is_drawn_so_that_those_after_it_are_seeds_too(monkeypatch):
+    monkeypatch.setattr("app.params.secrets.randbelow", lambda most: most - 1)
+    assert resolve(request(num_images=2), SPEC).seed == MAX_SEED - 1
+
+
 def test_a_seed_is_drawn_from_all_there_are():
     seeds = [resolve(request(), SPEC).seed for _ in range(50)]
     assert len(set(seeds)) > 45

@@ -163,6 +163,22 @@ def test_a_line_tells_the_request_that_it_belongs_to(services, lines):
     assert line["darkroom"] == {"route": "/healthz"}
 
 
+@pytest.mark.parametrize(
+    ("level", "said", "sent", "kept"),
+    [
+        ("ERROR", "Error handling request %s %s", ("GET", "/files/SECRET"), "Error handling request"),
+        ("WARNING", "Invalid request from ip=::1: SECRET", (), "Invalid request from ip=::1"),
+        ("DEBUG", "Ignored premature client disconnection. %s", (OSError("SECRET"),), "disconnection. OSError"),
+        ("ERROR", "Worker (pid:%s) exited with code %s", (7, 1), "Worker (pid:7) exited with code 1"),
+    ],
+)
+def test_gunicorn_repeats_nothing_that_was_sent(written, level, said, sent, kept):
+    text = written(log_level="DEBUG")
+    logging.getLogger("gunicorn.error").log(logging.getLevelName(level), said, *sent)
+    assert json.loads(text.getvalue())["message"].endswith(kept)
+    assert "SECRET" not in text.getvalue()
+
+
 def test_gunicorn_writes_no_lines_with_paths(settings):
     loggers = telemetry.config(settings, "web")["loggers"]
     assert loggers["gunicorn.access"] == {"handlers": [], "propagate": False, "level": "CRITICAL"}
