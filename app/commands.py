@@ -96,6 +96,8 @@ def generate(
     order = _Order(client, prompt, **asked, **{name: value for name, value in wishes.items() if value is not None})
     with _canceling(output, order):
         ticket = order.submit()
+        if ticket.get("notice"):
+            output.note(ticket["notice"])
         if asked:
             client.bring(ticket, **pictures)
         task = develop(client, output, ticket["task_id"])
@@ -163,7 +165,7 @@ def list_tasks(client: Client, output: Output, limit: int, **filters: str | None
     found = client.tasks(limit=min(limit, 100), **filters)
     tasks = list(islice(found, limit))
     rows = [[t["task_id"], t["created_at"], _word(t), t["model_version"], str(t["seed"])] for t in tasks]
-    output.table({"tasks": tasks}, ["task", "made", "status", "model", "seed"], rows)
+    output.table({"tasks": tasks}, ["task", "made", "stands", "model", "seed"], rows)
     return DONE
 
 
@@ -181,10 +183,13 @@ def models(context: click.Context, *, as_json: bool) -> None:
 def _list_models(client: Client, output: Output) -> int:
     found = client.models()
     rows = [
-        [m["model_version"], m["status"], ", ".join(m["capabilities"]), _size(m), str(m["queue_depth"]), _typical(m)]
+        [
+            *(m["model_version"], m["status"], str(len(m["on_workers"])), ", ".join(m["capabilities"])),
+            *(_size(m), str(m["queue_depth"]), _typical(m)),
+        ]
         for m in found
     ]
-    output.table({"models": found}, ["model", "status", "does", "size", "queued", "takes"], rows)
+    output.table({"models": found}, ["model", "status", "workers", "does", "size", "queued", "takes"], rows)
     return DONE
 
 

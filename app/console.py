@@ -77,6 +77,13 @@ def told(command: Callable[..., int]) -> Callable[..., None]:
             sys.exit(REFUSED)
         except KeyboardInterrupt:
             sys.exit(INTERRUPTED)
+        except ModuleNotFoundError as error:
+            # `pip install .` brings what a client needs.
+            missing = DarkroomError(
+                f"This needs {error.name}: run it in a checkout, where script/bootstrap installs that."
+            )
+            Output(as_json=bool(kwargs.get("as_json"))).refusal(missing)
+            sys.exit(REFUSED)
 
     return run
 

@@ -72,7 +72,7 @@ def _of_the_client() -> list[Finding]:
     return [
         web,
         _check("ready", lambda: _readiness(client), "look at Redis and the broker of that deployment"),
-        _check("models", lambda: _models(client), "start `python -m app worker`, or set DARKROOM_API_KEY to your key"),
+        _check("models", lambda: _models(client), ""),
     ]
 
 
@@ -91,7 +91,7 @@ def _models(client: Client) -> str:
     found = client.models()
     served = [model["model_version"] for model in found if model["available"]]
     if not served:
-        raise DarkroomError(f"no worker serves any of the {len(found)} models")
+        raise DarkroomError(f"no worker serves any of the {len(found)} models: start `python -m app worker`")
     return f"served now: {', '.join(served)}"
 
 
@@ -104,27 +104,29 @@ def _of_the_service() -> list[Finding]:
         return [Finding("settings", ok=False, detail=str(error).replace("\n", "; "), advice="see config/README.md")]
     return [
         Finding("settings", ok=True, detail=f"{len(settings_module.given())} set, none wrong"),
-        _check("redis", lambda: _redis(settings), "start it, or correct REDIS_URL"),
-        _check("broker", lambda: _broker(settings), "start it, or correct BROKER_URL"),
+        _check("redis", lambda: redis(settings), "start it, or correct REDIS_URL"),
+        _check("broker", lambda: broker(settings), "start it, or correct BROKER_URL"),
         _check("storage", lambda: _storage(settings), "correct STORAGE_URL, or the rights of this account"),
         _check("catalogue", lambda: _catalogue(settings), "correct MODELS_FILE"),
     ]
 
 
-def _redis(settings: Settings) -> str:
+def redis(settings: Settings) -> str:
+    """What is there; raises DarkroomError when it does not answer."""
     from redis.exceptions import RedisError
 
     from app.services import make_redis
 
     try:
-        with make_redis(settings, "web") as redis:
-            redis.ping()
+        with make_redis(settings, "web") as store:
+            store.ping()
     except (RedisError, OSError) as error:
         raise DarkroomError(str(error)) from None
     return f"{_plain(settings.redis_url)} answers"
 
 
-def _broker(settings: Settings) -> str:
+def broker(settings: Settings) -> str:
+    """The same, of the broker."""
     from app.services import build
 
     services = build(settings, "courier")

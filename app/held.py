@@ -2,6 +2,7 @@
 
 import math
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Self
@@ -108,9 +109,18 @@ class Held:
                 self._services.jobs.release(self.job.task_id, self.lease.token)
                 raise ClaimLost(f"{self.job.task_id}: released") from error
             raise self._fail(StorageFailed(str(error))) from error
-        except (Exception, MemoryError) as error:
-            log.exception("job.failed_unexpectedly", task_id=self.job.task_id)
-            raise self._fail(Internal("The worker met a fault of its own; its log knows more.")) from error
+        except (Exception, MemoryError):  # noqa: BLE001, whatever a model raises
+            log.error("job.failed_unexpectedly", task_id=self.job.task_id, exception=self._traceback())  # noqa: TRY400
+            # Said above; with its cause Celery would say it again.
+            raise self._fail(Internal("The worker met a fault of its own; its log knows more.")) from None
+
+    def _traceback(self) -> str:
+        """Of the exception in hand; a model's own may repeat the prompt."""
+        text = traceback.format_exc()
+        for prompt in (self.job.params.prompt, self.job.params.negative_prompt):
+            # A shorter one tells nothing, and may be part of any word.
+            text = text.replace(prompt, "[prompt]") if len(prompt) > 5 else text
+        return text
 
     def _deadline_in(self) -> float:
         return (self.job.deadline_at or math.inf) - self._services.jobs.now()

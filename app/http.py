@@ -104,6 +104,9 @@ def answer(document: Any, status: int = 200, **headers: str) -> Response:
 def tagged(response: Response, tag: str) -> Response:
     """With this ETag, and 304 for who has that one."""
     response.set_etag(tag, weak=True)
+    if "If-Match" in request.headers:
+        # It holds (`_heed_if_match`); Werkzeug would compare even `*` with the weak tag.
+        return response
     return response.make_conditional(request)  # type: ignore[return-value]
 
 
@@ -192,8 +195,6 @@ def _heed_if_match() -> None:
         return
     if given.strip() != "*":
         raise werkzeug.exceptions.PreconditionFailed("No document here has the strong tag that If-Match asks for.")
-    # Werkzeug would compare it with a weak tag.
-    del request.environ["HTTP_IF_MATCH"]
 
 
 def _parse() -> None:

@@ -5,8 +5,10 @@ brings it again when that worker is gone; it may do so twice, late, or to the wr
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import structlog
 from celery import Celery, shared_task
 from kombu import Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
@@ -16,6 +18,8 @@ from app.errors import JobError
 from app.models import Catalogue
 from app.record import Job
 from app.settings import Settings
+
+log = structlog.get_logger("darkroom.tasks")
 
 QUARANTINE = "quarantine"
 GENERATE = "darkroom.generate"
@@ -151,9 +155,13 @@ def declare_queues(app: Celery) -> None:
     A worker declares by itself only what it consumes. Waits for as long as the broker is away.
     """
     with app.connection_for_write() as connection:
-        connection.ensure_connection()
+        connection.ensure_connection(partial(_tell_of_absence, connection.as_uri()))
         for queue in app.amqp.queues.values():
             queue(connection.default_channel).declare()
+
+
+def _tell_of_absence(address: str, error: Exception, seconds: float) -> None:
+    log.warning("broker.away", broker=address, reason=str(error), again_in=seconds)
 
 
 def celery_url(redis_url: str) -> str:

@@ -26,6 +26,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from app import doctor
 from app.callers import check_door
 from app.client import Client
 from app.developing import describe, words_of
@@ -60,7 +61,7 @@ def main(prompt: str, *, once: bool) -> int:
         console.print("Stopped.")
         return 130 if once else 0
     except OSError as error:
-        raise UpError(_disk_full() if error.errno == errno.ENOSPC else str(error)) from error
+        raise UpError(_disk_full(VAR) if error.errno == errno.ENOSPC else str(error)) from error
     return 0
 
 
@@ -103,6 +104,9 @@ class Stack:
         until = time.monotonic() + START_SECONDS
         while not self._ready():
             self.check()
+            # Nothing that is well set up ends before it was ready once.
+            if ended := re.search(r"exited: (\w+) ", _supervisors_log()):
+                raise UpError(f"{ended[1]} does not start: {_last_words(ended[1])}")
             if time.monotonic() > until:
                 raise UpError(f"not ready after {START_SECONDS} s: see {VAR / 'logs'}")
             time.sleep(0.1)
@@ -136,7 +140,7 @@ def _only_one() -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UpError(f"Darkroom is already running from {ROOT}.") from None
+            raise UpError(f"Darkroom is already running from {ROOT}; stop that with Ctrl-C there.") from None
         _check_leftovers()
         yield
 
@@ -212,7 +216,7 @@ def _uninterrupted() -> Iterator[None]:
 def _environment() -> dict[str, str]:
     """What the processes are started with: the caller's environment, and what it leaves out."""
     if shutil.disk_usage(VAR).free < NEEDED_BYTES:
-        raise UpError(_disk_full())
+        raise UpError(_disk_full(VAR))
     given = {name: value for name, value in os.environ.items() if value}
     embedded = "BROKER_URL" not in given or "REDIS_URL" not in given
     defaults = {
@@ -228,7 +232,9 @@ def _environment() -> dict[str, str]:
         "DARKROOM_VAR": str(VAR),
     }
     os.environ.update({**defaults, **given})
-    _check(load())
+    settings = load()
+    _check(settings)
+    _check_given(settings, given)
     return dict(os.environ)
 
 
@@ -245,6 +251,18 @@ def _check(settings: Settings) -> None:
             TemporaryFile(dir=place.path).close()
         except OSError as error:
             raise UpError(f"STORAGE_URL: {place.path} cannot be written: {error.strerror}") from None
+        if shutil.disk_usage(place.path).free < NEEDED_BYTES:
+            raise UpError(f"STORAGE_URL: {_disk_full(Path(place.path))}")
+
+
+def _check_given(settings: Settings, given: Mapping[str, str]) -> None:
+    """What is not ours to start must be there."""
+    for name, look in (("REDIS_URL", doctor.redis), ("BROKER_URL", doctor.broker)):
+        try:
+            if name in given:
+                look(settings)
+        except DarkroomError as error:
+            raise UpError(f"{name}: {error.__cause__ or error}") from None
 
 
 def _valkey() -> dict[str, str]:
@@ -301,8 +319,8 @@ def _last_words(program: str) -> str:
     return f"{last} (all of it is in {VAR / 'logs' / program}.log)"
 
 
-def _disk_full() -> str:
-    return f"the disk is full: {VAR} needs at least {NEEDED_BYTES // 1_000_000} MB free."
+def _disk_full(folder: Path) -> str:
+    return f"the disk is full: {folder} needs at least {NEEDED_BYTES // 1_000_000} MB free."
 
 
 def _on_stop(handler: Any) -> None:
@@ -324,7 +342,8 @@ def _first_picture(stack: Stack, prompt: str, console: Console) -> None:
     console.print(f"Ready: {stack.url}", markup=False)
     task = _follow(stack, prompt, console)
     if task["status"] != "SUCCEEDED":
-        raise UpError(f"the picture FAILED: {task['error']['message']} ({task['error']['code']})")
+        log = f"; see {VAR / 'logs' / 'worker.log'}" if task["error"]["code"] == "internal" else ""
+        raise UpError(f"the picture FAILED: {task['error']['message']} ({task['error']['code']}){log}")
     path = stack.client.save(task["task_id"], ROOT / "var" / "pictures" / f"{words_of(prompt)}.png")
     console.print(f"[bold green]Here it is:[/] {path}   (seed {task['seed']}, {task['model_version']})", markup=True)
 

@@ -65,6 +65,8 @@ THREADS = 16
 SHARES = {"all": THREADS, "host": 4, "caller": 12}
 
 POLL_SECONDS = 0.25
+# Between two tries while the store is away.
+OUTAGE_SECONDS = 2.0
 POSTPONED_SECONDS = 1.0
 BATCH = 200
 
@@ -212,8 +214,10 @@ class Dispatcher:
                 self.dispatch()
             except DarkroomError as error:
                 log.warning("webhook.interrupted", reason=str(error), error_type=type(error).__name__)
+                stop.wait(OUTAGE_SECONDS)
             except Exception:
                 log.exception("webhook.dispatch_failed")
+                stop.wait(OUTAGE_SECONDS)
         self.close()
 
     def close(self) -> None:

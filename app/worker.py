@@ -67,8 +67,10 @@ class Herald:
     def say(self, state: Callable[[], WorkerState]) -> None:
         """From now on this is how it stands; a store that is away hears of it later."""
         self._state = state
-        with suppress(StoreUnavailable):
+        try:
             self._workers.announce(state())
+        except StoreUnavailable as error:
+            log.warning("worker.not_announced", reason=f"{error} ({error.__cause__})")
 
     def _repeat(self) -> None:
         while True:

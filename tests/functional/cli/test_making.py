@@ -52,6 +52,13 @@ def test_every_wish_reaches_the_model(darkroom):
     assert (task["seed"], task["model_version"], task["status"]) == (3, "steady", "SUCCEEDED")
 
 
+def test_who_asks_for_a_model_that_nobody_serves_is_told_so(started, stack):
+    process = started("generate", "x", "--model", "leaks")
+    assert process.stderr.readline().startswith("No worker serves leaks now; the job waits for one")
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+
+
 def test_without_a_name_the_file_is_called_for_the_prompt_and_the_task(darkroom, tmp_path):
     done = ended(darkroom("generate", "A red star, please!", "--model", "steady"), 0)
     assert re.fullmatch(r"a-red-star-please-[0-9a-f]{8}\.png\n", done.stdout)
