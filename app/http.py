@@ -194,7 +194,7 @@ def _heed_if_match() -> None:
     if given is None or request.endpoint in SIGNED_ENDPOINTS:
         return
     if given.strip() != "*":
-        raise werkzeug.exceptions.PreconditionFailed("No document here has the strong tag that If-Match asks for.")
+        raise werkzeug.exceptions.PreconditionFailed
 
 
 def _parse() -> None:
