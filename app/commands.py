@@ -182,15 +182,15 @@ def models(context: click.Context, *, as_json: bool) -> None:
 @asks
 def _list_models(client: Client, output: Output) -> int:
     found = client.models()
-    rows = [
-        [
-            *(m["model_version"], m["status"], str(len(m["on_workers"])), ", ".join(m["capabilities"])),
-            *(_size(m), str(m["queue_depth"]), _typical(m)),
-        ]
-        for m in found
-    ]
-    output.table({"models": found}, ["model", "status", "workers", "does", "size", "queued", "takes"], rows)
+    columns = ["model", "status", "workers", "does", "size", "queued", "takes"]
+    output.table({"models": found}, columns, [_row(model) for model in found])
     return DONE
+
+
+def _row(model: dict[str, Any]) -> list[str]:
+    able, workers = ", ".join(model["capabilities"]), str(len(model["on_workers"]))
+    waiting = str(model["queue_depth"])
+    return [model["model_version"], model["status"], workers, able, _size(model), waiting, _typical(model)]
 
 
 def _typical(model: dict[str, Any]) -> str:

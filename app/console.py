@@ -54,10 +54,11 @@ class Output:
         if self.as_json:
             problem = error.problem if isinstance(error, ApiError) else {}
             self.result(problem or {"title": "Refused", "detail": str(error)})
-        self.note(f"darkroom: {error}{_advice(error)}")
+        self.note(f"darkroom: {error}{advice(error)}")
 
 
-def _advice(error: DarkroomError) -> str:
+def advice(error: DarkroomError) -> str:
+    """What to do about it, as a sentence to add; empty where nothing is known."""
     if not isinstance(error, ApiError):
         return ""
     if error.retry_after:

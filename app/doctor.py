@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from app import console
 from app import settings as settings_module
 from app.client import ApiError, Client
 from app.commands import client_of_environment
@@ -51,14 +52,15 @@ def _line(finding: Finding) -> str:
     return f"{'ok' if finding.ok else 'failed':7} {finding.name:10} {finding.detail}{advice}"
 
 
-def _check(name: str, look: Callable[[], str], advice: str) -> Finding:
+def _check(name: str, look: Callable[[], str], advice: str = "") -> Finding:
     """Run one check; it gives what it saw, or raises DarkroomError."""
     try:
         return Finding(name, ok=True, detail=look())
     except DarkroomError as error:
         # The cause says more than a client may be told: which address, which refusal.
         cause = f" ({error.__cause__})" if error.__cause__ and not isinstance(error, ApiError) else ""
-        return Finding(name, ok=False, detail=f"{error}{cause}".replace("\n", "; "), advice=advice)
+        detail = f"{error}{cause}".replace("\n", "; ")
+        return Finding(name, ok=False, detail=detail, advice=advice or console.advice(error).strip())
 
 
 def _of_the_client() -> list[Finding]:
@@ -72,7 +74,7 @@ def _of_the_client() -> list[Finding]:
     return [
         web,
         _check("ready", lambda: _readiness(client), "look at Redis and the broker of that deployment"),
-        _check("models", lambda: _models(client), ""),
+        _check("models", lambda: _models(client)),
     ]
 
 

@@ -114,6 +114,12 @@ def test_doctor_says_what_fails_why_and_what_to_do(darkroom, stack, tmp_path):
     assert "hunter2" not in done.stdout + done.stderr
 
 
+def test_doctor_advises_a_key_to_who_has_none(darkroom):
+    line = ended(darkroom("doctor", DARKROOM_API_KEY=""), 1).stdout.splitlines()[-1]
+    assert line.startswith("failed  models")
+    assert line.endswith(" -> DARKROOM_API_KEY holds the key.")
+
+
 def test_doctor_names_wrong_settings(darkroom):
     done = ended(darkroom("doctor", LEASE="0", STORAGE_URL="s3://x"), 1)
     [line] = [line for line in done.stdout.splitlines() if line.startswith("failed")]

@@ -52,7 +52,7 @@ def test_every_wish_reaches_the_model(darkroom):
     assert (task["seed"], task["model_version"], task["status"]) == (3, "steady", "SUCCEEDED")
 
 
-def test_who_asks_for_a_model_that_nobody_serves_is_told_so(started, stack):
+def test_who_asks_for_a_model_that_nobody_serves_is_told_so(started):
     process = started("generate", "x", "--model", "leaks")
     assert process.stderr.readline().startswith("No worker serves leaks now; the job waits for one")
     process.send_signal(signal.SIGINT)
