@@ -53,6 +53,7 @@ def _opened(data: bytes, mode: str) -> Image.Image:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image)
                 _check_scans(image, data)
+                _check_depth(image)
                 return _on_white(_upright(image)).convert(mode)
     except InputInvalid:
         raise
@@ -75,6 +76,12 @@ def _check_scans(image: Image.Image, data: bytes) -> None:
         raise InputInvalid(f"The input picture is a JPEG of more than {MAX_SCANS} scans.")
 
 
+def _check_depth(image: Image.Image) -> None:
+    """Which of 32 bits' numbers is white, a file does not say: read as 16 bits, it would be all black or all white."""
+    if image.mode in ("I", "F"):
+        raise InputInvalid("The input picture has 32 bits a channel; save it with 8 or 16.")
+
+
 def _too_many_pixels() -> InputInvalid:
     return InputInvalid(f"The input picture has more than {MAX_PIXELS} pixels.")
 
@@ -89,7 +96,7 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _on_white(image: Image.Image) -> Image.Image:
     """Transparent parts become white: the model knows no transparency, and they would turn black."""
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if image.mode.startswith("I;16"):
         # Sixteen bits a pixel; Pillow would cut the upper half off instead of scaling it. It asks for this form.
         image = image.convert("F").point(lambda value: value / 256 + 0).convert("L")
     if not image.has_transparency_data:
