@@ -86,6 +86,9 @@ def parse(url: str, *, allow_private: bool = False) -> Target:
         raise ValueError("must start with https://")
     if "@" in parts.netloc or parts.fragment or port == 0:
         raise ValueError("must hold no user, password or fragment, and no port 0")
+    if parts.netloc.startswith("[") and ":" not in (parts.hostname or ""):
+        # The form for addresses of a time to come, `[v1.x]`, which without its brackets would be a name.
+        raise ValueError("names no host")
     tls = parts.scheme == "https"
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     return Target(tls, _host(parts.hostname or "", allow_private), port or (443 if tls else 80), path)

@@ -58,6 +58,7 @@ def test_no_setting_opens_what_is_neither_public_nor_private(address):
         ("https://[::1", "no URL"),
         ("https://127.0.0.1/", "not public"),
         ("https://[::1]/", "not public"),
+        ("https://[v1.example]/", "names no host"),
         ("https://[::ffff:10.0.0.1]/", "not public"),
         ("https://[fe80::1%25eth0]/", "not public"),
         ("https://169.254.169.254/latest/meta-data", "not public"),
