@@ -33,6 +33,8 @@ from app.webhooks import Dispatcher
 log = structlog.get_logger("darkroom.courier")
 
 HOUR = 3600
+# Uploads that are read from the store at once.
+PAGE = 1000
 
 
 def main(settings: Settings) -> int:
@@ -65,7 +67,10 @@ class Courier:
         self._intake = Intake(services)
         # How many messages each queue lacked at the last look.
         self._lacked = dict[str, int]()
+        # Uploads that no sweep has had time for yet, and those behind which the next page begins.
         self._unseen = list[str]()
+        self._seen_until = 0.0
+        self._stale: Iterator[None] = iter(())
         # The queues that take no message now.
         self._closed = set[str]()
 
@@ -117,13 +122,19 @@ class Courier:
 
         Those who have lost their workers must not wait for a bucket that is slow; one that is away is asked once.
         """
-        self._unseen = self._unseen or self._services.jobs.waiting_uploads()
+        self._unseen = self._unseen or self._next_uploads()
         until = self._services.clock() + self._services.settings.sweep_interval
         try:
             while self._unseen and self._services.clock() < until:
                 self._each([self._unseen.pop(0)], self._waiting)
         except StorageUnavailable as error:
             log.warning("sweep.uploads_not_seen", reason=str(error))
+
+    def _next_uploads(self) -> list[str]:
+        page = self._services.jobs.waiting_uploads(self._seen_until, PAGE)
+        # One that is not full is the last, after which it begins anew.
+        self._seen_until = page[-1][1] if len(page) == PAGE else 0.0
+        return [task_id for task_id, _ in page]
 
     def _each(self, task_ids: list[str], move: Callable[[Job], None]) -> None:
         """Do it for each; one job that cannot be moved must not hold up the others, an outage stops the sweep."""
@@ -158,11 +169,19 @@ class Courier:
         return waiting[:missing]
 
     def _clear(self) -> None:
-        """Each hour, what a folder holds for longer than results are kept; a bucket has a rule for that."""
+        """Each hour, what a folder holds for longer than results are kept; a bucket has a rule for that.
+
+        For as long as the time between two sweeps: a slow volume takes minutes for a hundred thousand files.
+        """
         storage, kept = self._services.storage, self._services.settings.result_ttl
         if isinstance(storage, LocalStorage) and self._services.jobs.lock("clear", HOUR):
             # Not before the record, which says for how long.
-            storage.expire(kept + HOUR)
+            self._stale = storage.expire(kept + HOUR)
+        until = self._services.clock() + self._services.settings.sweep_interval
+        for _ in self._stale:
+            alive.beat(self._services.settings)
+            if self._services.clock() >= until:
+                return
 
     def _overdue(self, job: Job) -> None:
         self._services.jobs.fail(job.task_id, DeadlineExceeded("The job was not done by its deadline."))

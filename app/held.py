@@ -1,5 +1,6 @@
 """One job in a worker's hands: what it needs, what comes of it, and how it ends. See generate.py for the whole way."""
 
+import json
 import math
 import time
 import traceback
@@ -109,7 +110,7 @@ class Held:
                 self._services.jobs.release(self.job.task_id, self.lease.token)
                 raise ClaimLost(f"{self.job.task_id}: released") from error
             raise self._fail(StorageFailed(str(error))) from error
-        except (Exception, MemoryError):  # noqa: BLE001, whatever a model raises
+        except Exception:  # noqa: BLE001, whatever a model raises
             log.error("job.failed_unexpectedly", task_id=self.job.task_id, exception=self._traceback())  # noqa: TRY400
             # Said above; with its cause Celery would say it again.
             raise self._fail(Internal("The worker met a fault of its own; its log knows more.")) from None
@@ -119,7 +120,8 @@ class Held:
         text = traceback.format_exc()
         for prompt in (self.job.params.prompt, self.job.params.negative_prompt):
             # A shorter one tells nothing, and may be part of any word.
-            text = text.replace(prompt, "[prompt]") if len(prompt) > 5 else text
+            for written in _spellings(prompt) if len(prompt) > 5 else ():
+                text = text.replace(written, "[prompt]")
         return text
 
     def _deadline_in(self) -> float:
@@ -233,6 +235,11 @@ class Held:
         metrics.JOB.labels(model).observe(self._services.jobs.now() - (since or 0))
         for lap, milliseconds in self._laps.items():
             metrics.PHASE.labels(model, lap.removesuffix("_ms")).observe(milliseconds / 1000)
+
+
+def _spellings(prompt: str) -> tuple[str, ...]:
+    """As it is, and as Python or JSON write it, which differs by quotes, backslashes, ends of lines and accents."""
+    return prompt, *(form(prompt)[1:-1] for form in (repr, ascii, json.dumps))
 
 
 def by_signal(error: BaseException | None) -> bool:

@@ -104,10 +104,9 @@ def answer(document: Any, status: int = 200, **headers: str) -> Response:
 def tagged(response: Response, tag: str) -> Response:
     """With this ETag, and 304 for who has that one."""
     response.set_etag(tag, weak=True)
-    if "If-Match" in request.headers:
-        # It holds (`_heed_if_match`); Werkzeug would compare even `*` with the weak tag.
-        return response
-    return response.make_conditional(request)  # type: ignore[return-value]
+    # If-Match holds, or we would not be here (`_heed_if_match`); Werkzeug would compare even `*` with the weak tag.
+    asked = {name: value for name, value in request.environ.items() if name != "HTTP_IF_MATCH"}
+    return response.make_conditional(asked)  # type: ignore[return-value]
 
 
 def caller() -> Caller:
@@ -189,11 +188,14 @@ def _authenticator(callers: Callers) -> Callable[[], None]:
 
 
 def _heed_if_match() -> None:
-    """RFC 9110 13.1.1: only a strong tag can match, and no document here has one; `*` holds wherever there is one."""
-    given = request.headers.get("If-Match")
-    if given is None or request.endpoint in SIGNED_ENDPOINTS:
+    """RFC 9110 13.1.1: only a strong tag can match, and no document here has one; `*` holds wherever there is one.
+
+    Files have, and are compared where they are sent; nothing is asked of what is not there.
+    """
+    endpoint = request.endpoint
+    if endpoint is None or endpoint in SIGNED_ENDPOINTS or endpoint.endswith(".static"):
         return
-    if given.strip() != "*":
+    if request.headers.get("If-Match", "*").strip() != "*":
         raise werkzeug.exceptions.PreconditionFailed
 
 

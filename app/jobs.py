@@ -251,9 +251,11 @@ class JobStore:
         found = ask(lambda: self._redis.zrangebyscore(f"jobs:{index}", "-inf", until, 0, limit))
         return cast("list[str]", found)
 
-    def waiting_uploads(self, limit: int = 1000) -> list[str]:
-        """Ids that wait for their input, the one that expires first in front."""
-        return cast("list[str]", ask(lambda: self._redis.zrange("jobs:uploads", 0, limit - 1)))
+    def waiting_uploads(self, after: float, limit: int) -> list[tuple[str, float]]:
+        """Ids that wait for their input with when they expire, the first in front, but for those up to `after`."""
+        key = "jobs:uploads"
+        found = ask(lambda: self._redis.zrangebyscore(key, f"({after!r}", "+inf", 0, limit, withscores=True))
+        return cast("list[tuple[str, float]]", found)
 
     def line(self, queue: str, limit: int) -> list[Waiting]:
         """Who waits in this queue, first come first; but for those whose parameters this version cannot read."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -17,6 +18,9 @@ from app.params import Params
 MAX_PIXELS = 64_000_000
 # A progressive JPEG has about ten; each costs a pass over all pixels, however few bytes it is. libtiff's bound too.
 MAX_SCANS = 100
+# Within a scan FF 00 is a byte and FF D0 to FF D7 are its own marks; more FF before a marker fill up.
+_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+_SCAN, _END = b"\xda", b"\xd9"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
@@ -71,15 +75,24 @@ def _check_size(image: Image.Image) -> None:
 
 
 def _check_scans(image: Image.Image, data: bytes) -> None:
-    """Each begins with a marker, which within a scan's own bytes cannot stand."""
-    if image.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > MAX_SCANS:
+    if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
         raise InputInvalid(f"The input picture is a JPEG of more than {MAX_SCANS} scans.")
 
 
+def _scans(data: bytes) -> int:
+    """From segment to segment up to the end: behind it phones put a film, and a segment may hold a small picture."""
+    scans, at = 0, 2
+    while (found := _MARKER.search(data, at)) and found[1] != _END:
+        scans += found[1] == _SCAN
+        length = data[found.end() : found.end() + 2]
+        at = found.end() + int.from_bytes(length, "big")
+    return scans
+
+
 def _check_depth(image: Image.Image) -> None:
-    """Which of 32 bits' numbers is white, a file does not say: read as 16 bits, it would be all black or all white."""
+    """Which of such numbers is white, a file does not say: read as 16 bits, it would be all black or all white."""
     if image.mode in ("I", "F"):
-        raise InputInvalid("The input picture has 32 bits a channel; save it with 8 or 16.")
+        raise InputInvalid("The input picture has 32 bits a channel or signed numbers; save it with 8 or 16 bits.")
 
 
 def _too_many_pixels() -> InputInvalid:

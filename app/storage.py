@@ -9,7 +9,7 @@ import errno
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -190,13 +190,14 @@ class LocalStorage:
         except OSError as error:
             raise StorageUnavailable(f"The picture store cannot be written: {error.strerror}.") from error
 
-    def expire(self, seconds: float) -> None:
-        """Remove what has lain there for longer than that, as a bucket's lifecycle rule does."""
+    def expire(self, seconds: float) -> Iterator[None]:
+        """Remove what has lain there for longer than that, as a bucket's lifecycle rule does; a step for each file."""
         for folder in FOLDERS:
             for path in (self._folder / folder).glob("*"):
                 with suppress(OSError):
                     if path.stat().st_mtime < time.time() - seconds:
                         path.unlink()
+                yield
 
     def _read(self, name: str, most: int = -1) -> bytes | None:
         def read(path: Path) -> bytes:

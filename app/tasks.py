@@ -13,7 +13,7 @@ from celery import Celery, shared_task
 from kombu import Exchange, Queue
 from kombu.transport import TRANSPORT_ALIASES
 
-from app import tls
+from app import alive, tls
 from app.errors import JobError
 from app.models import Catalogue
 from app.record import Job
@@ -27,6 +27,9 @@ GENERATE = "darkroom.generate"
 # Seconds that a web process gives the broker for one answer. A hung broker costs three of them (publish, close,
 # connect once more), and a POST must answer 503 within two seconds.
 PUBLISH_TIMEOUT = 0.5
+
+# The longest pause between two tries of a worker to reach the broker; its sign of life is looked for each 30 s.
+ABSENCE_SECONDS = 10
 
 DAY = 86_400
 
@@ -149,18 +152,20 @@ def _worker(settings: Settings) -> dict[str, Any]:
     }
 
 
-def declare_queues(app: Celery) -> None:
+def declare_queues(app: Celery, settings: Settings) -> None:
     """Make every queue of the catalogue, and quarantine, to which the broker drops what it gives up on.
 
-    A worker declares by itself only what it consumes. Waits for as long as the broker is away.
+    A worker declares by itself only what it consumes. Waits for as long as the broker is away, and lives meanwhile.
     """
     with app.connection_for_write() as connection:
-        connection.ensure_connection(partial(_tell_of_absence, connection.as_uri()))
+        missed = partial(_tell_of_absence, settings, connection.as_uri())
+        connection.ensure_connection(missed, interval_max=ABSENCE_SECONDS)
         for queue in app.amqp.queues.values():
             queue(connection.default_channel).declare()
 
 
-def _tell_of_absence(address: str, error: Exception, seconds: float) -> None:
+def _tell_of_absence(settings: Settings, address: str, error: Exception, seconds: float) -> None:
+    alive.beat(settings)
     log.warning("broker.away", broker=address, reason=str(error), again_in=seconds)
 
 

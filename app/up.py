@@ -6,6 +6,7 @@ broker and store are the bundled valkey, and pictures lie in a folder.
 
 import errno
 import fcntl
+import math
 import os
 import re
 import secrets
@@ -28,7 +29,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app import doctor
 from app.callers import check_door
-from app.client import Client
+from app.client import ApiError, Client
 from app.developing import describe, words_of
 from app.errors import DarkroomError, reason
 from app.models import load_catalogue
@@ -41,6 +42,8 @@ START_SECONDS = 300
 NEEDED_BYTES = 100_000_000
 # The supervisor has started all of them by then, unless something keeps it.
 SETTLE_SECONDS = 5
+# Beyond WORKER_GRACE, before the supervisor ends a worker by force.
+WORKER_PATIENCE = 10
 
 
 class UpError(DarkroomError):
@@ -130,7 +133,14 @@ class Stack:
             time.sleep(0.05)
 
     def _ready(self) -> bool:
-        return self.client.ready() and bool(self.client.models()[0]["available"])
+        try:
+            return self.client.ready() and bool(self.client.models()[0]["available"])
+        except ApiError as error:
+            if not error.is_passing:
+                raise
+            # A key that may ask but a few times in a minute, say.
+            time.sleep(min(error.retry_after or 0, 1))
+            return False
 
 
 @contextmanager
@@ -235,7 +245,7 @@ def _environment() -> dict[str, str]:
     settings = load()
     _check(settings)
     _check_given(settings, given)
-    return dict(os.environ)
+    return {**os.environ, "DARKROOM_WORKER_STOP": str(math.ceil(settings.worker_grace + WORKER_PATIENCE))}
 
 
 def _check(settings: Settings) -> None:

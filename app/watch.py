@@ -12,7 +12,6 @@ from typing import Any
 
 import structlog
 from redis import Redis
-from redis.exceptions import RedisError
 
 from app import metrics
 from app.jobs import EVENTS
@@ -127,7 +126,7 @@ class Watch:
         while not self._closed.is_set():
             try:
                 self._listen_once()
-            except (RedisError, OSError) as error:
+            except Exception as error:  # noqa: BLE001, nobody starts it again: not even what is no text may end it
                 self.listening.clear()
                 if not self._closed.is_set():
                     log.warning("watch.interrupted", reason=str(error))

@@ -134,7 +134,7 @@ def main(settings: Settings) -> int:
         raise SettingsError(f"WORKER_QUEUE: no model of the catalogue is on {queue}")
     app = make_celery(settings, services.catalogue, "worker")
     app.set_default()
-    declare_queues(app)
+    declare_queues(app, settings)
     app.steps["worker"].add(ModelGate)
     # Unique for each start: the broker may still hold the queues of a namesake that it has not missed yet.
     name = f"{queue}-{secrets.token_hex(4)}@{settings.worker_name}"

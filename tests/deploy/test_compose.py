@@ -111,6 +111,10 @@ def test_a_role_gets_only_settings_that_there_are(services, name):
     assert names <= {setting.upper() for setting in Settings.model_fields}
 
 
+def test_a_worker_on_a_gpu_is_told_what_one_without_is_told(services):
+    assert services["worker-gpu"]["environment"] == {**services["worker"]["environment"], "DEVICE": "cuda"}
+
+
 @pytest.mark.parametrize("name", OURS)
 def test_a_role_starts_with_its_settings(services, name):
     given = {key.lower(): value for key, value in services[name]["environment"].items() if value not in ("", None)}

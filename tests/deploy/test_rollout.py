@@ -30,9 +30,9 @@ def asked(probe):
 
 ALIVE = 'test -n "$(find /tmp/alive -newermt "-30 seconds")"'
 PONG = "redis-cli --tls --cacert /etc/redis/tls/ca.crt ping | grep -q PONG"
-# An outage of broker or store must restart no pod that is not its own: only readiness may look at them.
+# An outage of broker or store must restart no pod that is at work, nor take it out: only a start may wait for them.
 LOOKED_AT = {
-    "web": ("/healthz", "/healthz", "/readyz"),
+    "web": ("/readyz", "/healthz", "/healthz"),
     "courier": (ALIVE, ALIVE, None),
     "worker-a": (ALIVE, ALIVE, None),
     "worker-b": (ALIVE, ALIVE, None),

@@ -44,8 +44,13 @@ def up(place, *arguments, **environment):
     )  # fmt: skip
 
 
-def test_once_makes_the_picture_of_the_prompt_and_ends(place):
-    server = up(place, "--once", "--prompt", "a red circle on a blue background", WEB_BIND=f"127.0.0.1:{free_port()}")
+def test_once_makes_the_picture_of_the_prompt_and_ends(place, tmp_path):
+    # Whose key lets them ask but rarely is served too.
+    key, alice = keys.new_key("alice", rate="2/second")
+    keys.add(tmp_path / "keys.yaml", alice)
+    known = {"API_KEYS_FILE": str(tmp_path / "keys.yaml"), "DARKROOM_API_KEY": key}
+    port = free_port()
+    server = up(place, "--once", "--prompt", "a red circle on a blue background", WEB_BIND=f"127.0.0.1:{port}", **known)
     said, _ = server.communicate(timeout=120)
     assert server.returncode == 0, said
     with Image.open(re.search(r"Here it is: (\S+\.png)", said)[1]) as image:

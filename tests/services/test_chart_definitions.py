@@ -57,10 +57,9 @@ def put(path, thing):
 
 def test_the_application_declares_what_is_there_as_it_is(broker, imported):
     url = broker._replace(netloc=f"{imported}-darkroom:correct@{broker.hostname}:{broker.port}").geturl()
-    celery = make_celery(
-        Settings(broker_url=url, signing_key="x" * 32), load_catalogue("config/models.yaml", ""), "worker"
-    )
-    declare_queues(celery)
+    settings = Settings(broker_url=url, signing_key="x" * 32)
+    celery = make_celery(settings, load_catalogue("config/models.yaml", ""), "worker")
+    declare_queues(celery, settings)
     there = {queue["name"] for queue in ask("GET", f"queues/{imported}").json()}
     assert there == set(celery.amqp.queues)
 

@@ -85,7 +85,7 @@ def test_whoever_sends_while_the_broker_hangs_is_told_in_time(settings, silent, 
     assert max(took) < 1.3
 
 
-def test_a_worker_that_finds_no_broker_says_which_and_when_it_asks_again(settings, monkeypatch):
+def test_a_worker_that_finds_no_broker_says_which_and_when_it_asks_again_and_lives(settings, monkeypatch, tmp_path):
     class Told(Exception):
         """Instead of a log line, so that the wait ends."""
 
@@ -93,8 +93,11 @@ def test_a_worker_that_finds_no_broker_says_which_and_when_it_asks_again(setting
         raise Told(event, fields)
 
     monkeypatch.setattr("app.tasks.log", SimpleNamespace(warning=tell))
+    settings = settings.model_copy(update={"alive_file": str(tmp_path / "alive")})
+    celery = make_celery(settings, load_catalogue(settings.models_file, ""), "worker")
     with pytest.raises(Told) as told:
-        declare_queues(make_celery(settings, load_catalogue(settings.models_file, ""), "worker"))
+        declare_queues(celery, settings)
     event, fields = told.value.args
     assert (event, fields["broker"], fields["again_in"]) == ("broker.away", "amqp://guest:**@127.0.0.1:1//", 2)
     assert "refused" in fields["reason"]
+    assert (tmp_path / "alive").exists(), "an outage of the broker must not have it restarted"

@@ -1,6 +1,7 @@
 """The sweep: what nobody looks after is moved on, once, and nothing else is touched."""
 
 import dataclasses
+import itertools
 import os
 import threading
 import time
@@ -312,6 +313,41 @@ def test_a_folder_loses_what_is_older_than_results_are_kept(courier, services):
         os.utime(storage.path(name), (moment, moment))
     courier.sweep()
     assert [storage.size(name) is not None for name in ages] == [False, False, True], "records are there for longer"
+
+
+def test_a_folder_that_is_slow_holds_up_no_sweep_and_is_gone_through_by_the_next_ones(services):
+    old = time.time() - services.settings.result_ttl - 7200
+    names = [f"output/{number}.png" for number in range(3)]
+    for name in names:
+        services.storage.put(name, picture(), "image/png")
+        os.utime(services.storage.path(name), (old, old))
+    # Each look at the clock finds that the time of a sweep has passed.
+    clock = itertools.count(step=services.settings.sweep_interval)
+    courier = Courier(dataclasses.replace(services, clock=lambda: next(clock)))
+    there = []
+    for _ in range(4):
+        courier.sweep()
+        there.append(sum(services.storage.size(name) is not None for name in names))
+    assert there == [2, 1, 0, 0]
+
+
+def test_uploads_of_the_second_page_are_seen_by_the_next_sweep_and_then_the_first_again(
+    courier, services, jobs, monkeypatch
+):
+    monkeypatch.setattr("app.courier.PAGE", 2)
+    waiting = [awaiting(services) for _ in range(5)]
+    for number, task_id in enumerate(waiting):
+        services.redis.zadd("jobs:uploads", {task_id: services.jobs.now() + 100 + number})
+
+    def begun():
+        courier.sweep()
+        return [number for number, task_id in enumerate(waiting) if jobs.get(task_id).phase is Phase.QUEUED]
+
+    for number in (0, 4):
+        services.storage.put(input_name(waiting[number]), picture(), "image/png")
+    assert [begun(), begun(), begun()] == [[0], [0], [0, 4]]
+    services.storage.put(input_name(waiting[1]), picture(), "image/png")
+    assert begun() == [0, 1, 4]
 
 
 def test_an_outage_of_the_store_does_not_end_the_courier(services, settings):

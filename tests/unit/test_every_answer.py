@@ -146,6 +146,19 @@ def test_if_match_holds_for_whatever_is_there_and_for_no_tag_that_a_document_has
     assert client.get(path, headers=given).status_code == status
 
 
+def test_if_match_that_holds_leaves_if_none_match_its_say(client, services):
+    path = f"/tasks/{finished(services)}"
+    given = {"If-Match": "*", "If-None-Match": client.get(path).headers["ETag"]}
+    assert client.get(path, headers=given).status_code == 304
+
+
+def test_a_file_of_the_page_is_found_by_its_own_tag_and_what_is_not_there_by_none(client):
+    path = "/page/style.css"
+    assert client.get(path, headers={"If-Match": client.get(path).headers["ETag"]}).status_code == 200
+    assert client.get(path, headers={"If-Match": '"another"'}).status_code == 412
+    assert client.get("/nothing", headers={"If-Match": '"x"'}).status_code == 404
+
+
 def test_nothing_is_deleted_where_if_match_does_not_hold(client, services):
     path = f"/tasks/{finished(services)}"
     assert_problem(client.delete(path, headers={"If-Match": '"x"'}), 412, "precondition_failed")

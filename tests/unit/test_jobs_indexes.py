@@ -192,7 +192,10 @@ def test_the_upload_that_ends_first_is_looked_at_first(jobs):
     late, soon = job(waits=True, upload_seconds=900), job(waits=True, upload_seconds=5)
     jobs.create(late)
     jobs.create(soon)
-    assert jobs.waiting_uploads() == [soon.task_id, late.task_id]
+    found = jobs.waiting_uploads(0, 10)
+    assert [task_id for task_id, _ in found] == [soon.task_id, late.task_id]
+    assert jobs.waiting_uploads(found[0][1], 10) == found[1:]
+    assert jobs.waiting_uploads(0, 1) == found[:1]
     assert jobs.get(soon.task_id).upload_expires_at == pytest.approx(jobs.now() + 5, abs=1)
 
 

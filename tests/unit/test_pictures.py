@@ -116,6 +116,13 @@ def test_a_small_picture_that_would_take_minutes_to_decode_is_refused_at_once():
         decode(whole[:-2] + 100 * last + whole[-2:])
 
 
+def test_what_looks_like_a_scan_beside_or_behind_the_picture_is_none():
+    whole, like = picture((200, 200), kind="JPEG"), 200 * b"\xff\xda\x00\x04"
+    comment = b"\xff\xfe" + struct.pack(">H", 2 + len(like)) + like
+    # A phone's film lies behind the end.
+    assert decode(whole[:2] + comment + whole[2:] + like).size == (200, 200)
+
+
 @pytest.mark.parametrize("name", ["PNG", "TIFF"])
 def test_a_grey_picture_of_sixteen_bits_keeps_its_greys(name):
     assert decode(picture(mode="I;16", colour=0x4000, kind=name)).getpixel((5, 5)) == (64, 64, 64)

@@ -1,12 +1,11 @@
 """docs/jobs.md has one table of the times that must agree: it tells the truth, and they do."""
 
-import configparser
 import re
 import runpy
 
 import pytest
 
-from app import jobs, lease, settings, tasks, worker
+from app import jobs, lease, settings, tasks, up, worker
 from app.models import load_catalogue
 from app.schemas import TaskQuery
 from app.services import build
@@ -31,12 +30,6 @@ def options(role, url):
     return tasks.make_celery(loaded, load_catalogue(loaded.models_file), role).conf
 
 
-def patience_with(program):
-    supervisor = configparser.RawConfigParser()
-    supervisor.read(settings.CONFIG / "supervisord.conf")
-    return supervisor.getint(f"program:{program}", "stopwaitsecs")
-
-
 def test_every_setting_in_the_table_has_that_default(table):
     told = {name: value for name, value in table.items() if name.isupper()}
     assert told.keys() >= {"TIME_LIMIT", "LEASE", "SWEEP_INTERVAL", "WORKER_GRACE", "DEADLINE", "RESULT_TTL"}
@@ -55,7 +48,7 @@ def test_everything_else_in_the_table_is_as_the_code_has_it(table, monkeypatch):
         "publishing": tasks.PUBLISH_TIMEOUT,
         "bucket, in the web tier": build(gs, "web").storage._seconds,
         "bucket, in a worker": build(gs, "worker").storage._seconds,
-        "the supervisor's patience with a worker": patience_with("worker"),
+        "the supervisor's patience with a worker": up.WORKER_PATIENCE,
         "gunicorn's grace": runpy.run_path(settings.CONFIG / "gunicorn.conf.py")["graceful_timeout"],
         "idempotency keys, tombstones": jobs.TICKET_TTL,
     }
@@ -75,6 +68,6 @@ def test_the_times_agree_with_each_other(table):
     assert table["renewal of a lease"] <= table["LEASE"] / 3
     assert table["UNCONFIRMED_AFTER"] > 3 * table["publishing"]
     assert 3 * table["publishing"] < 2
-    assert table["the supervisor's patience with a worker"] > table["WORKER_GRACE"] + worker.HAND_BACK
+    assert table["the supervisor's patience with a worker"] > worker.HAND_BACK
     assert table["gunicorn's grace"] > longest_wait
     assert table["UPLOAD_TTL"] < table["DEADLINE"] < table["RESULT_TTL"]

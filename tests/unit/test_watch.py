@@ -263,3 +263,15 @@ def test_a_strangers_word_on_our_channel_does_not_end_the_listening(watch, jobs,
     waiter.join(10)
     assert waiter.got.phase is Phase.DONE
     assert waiter.took < PATIENCE - 1
+
+
+def test_what_is_no_text_on_our_channel_is_followed_by_listening_anew(watch, jobs, services, listens):
+    task_id = queued(jobs)
+    waiter = Waiter(watch, jobs, task_id)
+    until(lambda: waiter.waits() and listens(), 10, "the waiter waits")
+    services.redis.publish(EVENTS, b"\xff")
+    until(lambda: not listens(), 10, "it is interrupted")
+    until(listens, 10, "it listens again")
+    jobs.cancel(task_id)
+    waiter.join(10)
+    assert waiter.took < PATIENCE - 1

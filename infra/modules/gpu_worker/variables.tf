@@ -75,6 +75,10 @@ variable "settings" {
     condition     = length(setintersection(keys(var.settings), ["API_KEYS_FILE", "BROKER_URL", "HF_TOKEN", "REDIS_URL", "SIGNING_KEY", "WEBHOOK_SECRET"])) == 0
     error_message = "Secrets are in Secret Manager; a machine's settings can be read by everybody on it."
   }
+  validation {
+    condition     = contains(["DEBUG", "INFO"], lookup(var.settings, "LOG_LEVEL", "INFO"))
+    error_message = "darkroom-deploy waits for a line of the level INFO, by which a worker says that it is ready."
+  }
 }
 
 variable "catalogue" {

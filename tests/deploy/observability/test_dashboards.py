@@ -75,6 +75,14 @@ def test_every_source_that_is_named_is_provisioned():
     assert sources["darkroom-jaeger"]["jsonData"]["tracesToLogsV2"]["datasourceUid"] == "darkroom-logs"
 
 
+def test_what_every_courier_tells_is_not_added_up():
+    """Two of them run, and each counts the same jobs."""
+    told = re.findall(r'"(darkroom_\w+)"', (ROOT / "app/census.py").read_text())
+    asked = [query for _, query in queries() if any(re.search(rf"{name}(_total)?\b", query) for name in told)]
+    assert len(asked) > 8
+    assert [query for query in asked if not re.search(r"\bmax( by \([\w, ]+\))? ?\((rate\()?darkroom_", query)] == []
+
+
 def test_every_number_that_we_tell_is_asked_for_by_a_panel_or_a_rule():
     declared = " ".join((ROOT / "app" / name).read_text() for name in ("metrics.py", "census.py"))
     told = set(re.findall(r'"((?:darkroom|http)_\w+)"', declared)) - LABELS

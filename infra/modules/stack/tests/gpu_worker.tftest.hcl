@@ -115,6 +115,15 @@ run "workers_that_are_told_what_the_web_tier_is" {
   }
 }
 
+run "workers_that_do_not_say_when_they_are_ready" {
+  command = plan
+  module { source = "../gpu_worker" }
+  variables {
+    settings = { LOG_LEVEL = "WARNING" }
+  }
+  expect_failures = [var.settings]
+}
+
 run "workers_whose_settings_hold_a_secret" {
   command = plan
   module { source = "../gpu_worker" }
