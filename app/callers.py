@@ -182,7 +182,7 @@ def read_callers(path: Path) -> list[Caller]:
 def _entries(path: Path) -> list[Any]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         # Not the whole text of a YAML error: it repeats the line.
         reason = getattr(error, "problem", None) or getattr(error, "strerror", None) or type(error).__name__
         raise SettingsError(f"API_KEYS_FILE: {path} cannot be read: {reason}") from None

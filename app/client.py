@@ -10,6 +10,7 @@ Documents are dictionaries as /openapi.json describes them.
 
 import gc
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -71,9 +72,14 @@ class Event:
 
 
 class Client:
-    """Speaks to one deployment. Every method raises ApiError. `timeout` is in seconds, for each answer."""
+    """Speaks to one deployment. Every method raises ApiError. `timeout` is in seconds, for each answer.
+
+    Raises ValueError for a key that fits into no header.
+    """
 
     def __init__(self, url: str, timeout: float = 10, key: str = "") -> None:
+        if not re.fullmatch("[!-~]*", key):
+            raise ValueError("The key holds what no key holds, a space or a line's end perhaps.")
         self._url = url.rstrip("/")
         self._timeout = timeout
         self._key = key
@@ -265,7 +271,7 @@ class Client:
         with closing(response):
             try:
                 yield from _events(_lines(response, hear))
-            except (urllib3.exceptions.HTTPError, OSError, ValueError) as error:
+            except (urllib3.exceptions.HTTPError, OSError, ValueError, RecursionError) as error:
                 raise self._silent(error) from error
         raise ApiError(f"{self._url} ended the events of {task_id} before its end.")
 
@@ -296,7 +302,8 @@ class Client:
     def _send(self, method: str, url: str, **options: Any) -> requests.Response:
         try:
             response = self._session.request(method, url, **{"timeout": self._timeout, **options})
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:
+            # ValueError: it sends us on to what is no address.
             raise self._silent(error) from error
         if response.ok:
             return response
@@ -332,7 +339,8 @@ def write(path: Path, data: bytes, *, overwrite: bool) -> None:
 def _document(response: requests.Response) -> dict[str, Any] | None:
     try:
         document = response.json() if "json" in response.headers.get("Content-Type", "") else None
-    except requests.JSONDecodeError:
+    except (ValueError, RecursionError):
+        # Nor is it ours when its numbers are too long for Python, or its brackets too deep.
         return None
     return document if isinstance(document, dict) else None
 

@@ -55,7 +55,7 @@ def _prompt(_: click.Context, __: click.Parameter, text: str) -> str:
 
 _picture = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
 _place = click.Path(dir_okay=False, path_type=Path)
-_output = click.option("-o", "--output", "place", type=_place, help="Where the picture goes.")
+_output = click.option("-o", "--output", "place", type=_place, help="Where the picture goes, a PNG.")
 _force = click.option("--force", is_flag=True, help="Write over files that are there already.")
 
 
@@ -89,6 +89,8 @@ def generate(
     Several pictures go to out-0.png, out-1.png and so on, or where {index} stands in the name. Ctrl-C cancels the
     task; a second one leaves at once.
     """
+    if mask and not source:
+        raise click.UsageError("--mask needs --input, the picture that it is for.")
     targets = Targets(place, prompt, force=force)
     targets.check(wishes["num_images"])
     pictures = {"input_image": _read(source), "mask_image": _read(mask)}
@@ -155,7 +157,11 @@ def rerun(client: Client, output: Output, task_id: str) -> int:
 
 
 @click.command("list")
-@click.option("--status", type=click.Choice(["PENDING", "SUCCEEDED", "FAILED"]), help="Only these.")
+@click.option(
+    "--status",
+    type=click.Choice(["PENDING", "SUCCEEDED", "FAILED"]),
+    help="PENDING wait or run, FAILED holds CANCELED.",
+)
 @click.option("--model", "model_version", help="Only this model's.")
 @click.option("--limit", type=click.IntRange(1), default=20, show_default=True, help="How many at most.")
 @answers

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +21,11 @@ DONE, REFUSED, FAILED, CANCELED, INTERRUPTED = 0, 1, 3, 4, 130
 _WIDE = 250
 
 
+def plain(text: str) -> str:
+    """Without what commands a terminal: a service's own words are a stranger's."""
+    return re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "\N{REPLACEMENT CHARACTER}", text)
+
+
 class Output:
     """Where a command writes. With `as_json` standard output holds one JSON document and nothing else."""
 
@@ -29,7 +35,7 @@ class Output:
 
     def result(self, document: Any, text: str = "") -> None:
         """The command's answer, for programs and for people."""
-        click.echo(json.dumps(document, indent=2, ensure_ascii=False) if self.as_json else text)
+        click.echo(json.dumps(document, indent=2, ensure_ascii=False) if self.as_json else plain(text))
 
     def table(self, document: Any, columns: list[str], rows: list[list[str]]) -> None:
         """The same, where people want to see rows."""
@@ -40,14 +46,14 @@ class Output:
         for column in columns:
             table.add_column(column, overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(plain, row))
         if not rows:
             self.note("There are none.")
         Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False, markup=False).print(table)
 
     def note(self, text: str) -> None:
         """A sentence beside the result."""
-        click.echo(text, err=True)
+        click.echo(plain(text), err=True)
 
     def refusal(self, error: DarkroomError) -> None:
         """Why there is no result: one sentence, and for programs the service's problem document."""

@@ -43,6 +43,10 @@ def words_of(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
 
 
+# What a name must not promise.
+_OTHERS = {".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+
+
 class Targets:
     """The files for a task's pictures. Without a place they are named for the prompt and the task, and so are new."""
 
@@ -52,7 +56,9 @@ class Targets:
         self._force = force
 
     def check(self, count: int) -> None:
-        """Before anything is asked for; raises DarkroomError when a file cannot be written."""
+        """Before anything is asked for; raises DarkroomError when a file cannot be written, or is named as no PNG."""
+        if self._place and self._place.suffix.lower() in _OTHERS:
+            raise DarkroomError(f"{self._place}: pictures are PNG; end the name in .png.")
         for path in self.paths(count, "0" * 8):
             if path.exists() and not self._force:
                 raise _taken(path)
@@ -62,7 +68,8 @@ class Targets:
 
     def save(self, client: Client, task: dict[str, Any]) -> list[Path]:
         """Write every picture; raises ApiError, and DarkroomError for a file that cannot be written."""
-        paths = self.paths(len(task["images"]), task["task_id"][:8])
+        # Whatever the service calls it, it leads into no other folder.
+        paths = self.paths(len(task["images"]), words_of(task["task_id"][:8]))
         for index, path in enumerate(paths):
             with _told(path, task["task_id"]):
                 client.save(task["task_id"], path, index, overwrite=self._force)

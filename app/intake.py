@@ -90,14 +90,14 @@ class Intake:
     def _accept(self, terms: Terms, prepare: Callable[[], Job]) -> Submission:
         # First of all: what was accepted once stays so, whatever would be said of the request today.
         if earlier := self._services.jobs.earlier(terms):
-            return self._replay(earlier)
+            return self._replay(earlier, terms)
         job = prepare()
         notice = self._look_for_workers(job)
         # Before there is a record: where nothing can be signed, nothing is accepted.
         uploads = self._uploads(job)
         accepted = self._services.jobs.create(job, terms)
         if accepted.verdict in ("replay", "reused"):
-            return self._replay(accepted)
+            return self._replay(accepted, terms)
         self._check_verdict(accepted.verdict, job, terms)
         # Without it the record was made by the same request, whose first answer was lost on its way.
         recorded = accepted.job or self._services.jobs.get(job.task_id)
@@ -259,14 +259,29 @@ class Intake:
             detail = f"At most {terms.most_open} unfinished tasks." if verdict == "quota_exceeded" else ""
             raise refusal(detail, retry_after=min(max(math.ceil(seconds), 1), 60))
 
-    def _replay(self, earlier: Acceptance) -> Submission:
+    def _replay(self, earlier: Acceptance, terms: Terms) -> Submission:
         if earlier.verdict == "reused":
             raise IdempotencyKeyReuse
-        jobs, job = self._services.jobs, self._services.jobs.get(earlier.task_id)
+        jobs = self._services.jobs
+        # Asked before the record: a job that its first request takes back between the two is not there any more.
+        in_flight = jobs.unconfirmed(earlier.task_id)
+        job = self._accepted_earlier(earlier.task_id, terms)
         # Later on it is unconfirmed for other reasons: it went back into the line, or its web process has died.
-        if jobs.unconfirmed(job.task_id) and jobs.now() - (job.created_at or 0) < IN_FLIGHT:
+        if in_flight and jobs.now() - (job.created_at or 0) < IN_FLIGHT:
             raise IdempotencyConflict
         return Submission(job, *self._uploads(job), replayed=True)
+
+    def _accepted_earlier(self, task_id: str, terms: Terms) -> Job:
+        """The job of this key; raises TaskExpired for one that is gone, IdempotencyConflict for one taken back."""
+        jobs = self._services.jobs
+        try:
+            return jobs.get(task_id)
+        except TaskNotFound:
+            still = jobs.earlier(terms)
+            if still and still.task_id == task_id:
+                raise TaskExpired("The task of this Idempotency-Key was kept until its `expires_at`.") from None
+            # With the job its key was given back: the next try is a first one.
+            raise IdempotencyConflict from None
 
     def _publish_or_undo(self, job: Job) -> None:
         try:

@@ -331,7 +331,10 @@ end
 -- seconds: leave nothing but the word that there was something, and whose it was.
 function moves.delete()
   local phase = get('phase')
-  if phase ~= 'DONE' then return {phase and 'invalid' or 'missing', phase} end
+  if not phase or get('discarded') then return {'missing'} end
+  if phase ~= 'DONE' then return {'invalid', phase} end
+  -- Its word is kept for as long as a message of it may come, which it knows no more.
+  if get('deleted') then return {'deleted'} end
   local caller, seconds = get('caller') or '', outlasting(ARGV[3])
   unindex('quarantine', 'of:' .. caller)
   redis.call('DEL', key)

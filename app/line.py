@@ -1,9 +1,10 @@
-"""Whose turn it is when a message comes: as a rule the job's that the message names.
+"""Whose turn it is when a message comes: who is first in line, as a rule the job that the message names.
 
-A message is one turn at a worker, no more. Where models share a worker that cannot hold them all, jobs of a model
-that is in memory go first, so that not every job pays for the loading of its model. Who is passed over keeps its
-place: the message of the job that went before it comes later, finds its own job done, and serves who waits longest.
-So there are never fewer turns than jobs. The message of a job of low priority is a turn for who is first in line.
+A message is one turn at a worker, no more. That of a job whose worker was lost may come after those of all who wait
+behind it, and one of low priority before those who go first. Where models share a worker that cannot hold them all,
+jobs of a model that is in memory go first, so that not every job pays for the loading of its model. Who is passed over
+keeps its place: the message of the job that went before it comes later, finds its own job done, and serves who waits
+longest. So there are never fewer turns than jobs.
 """
 
 import time
@@ -45,9 +46,9 @@ class Line:
 
     def turns(self, own: Job) -> Iterator[str]:
         """Ids to claim on the message of `own`, one after the other until one is had."""
-        may_choose = self._may_choose or own.params.priority == "low"
-        # One that is not queued may have lost its record, which only its own message can make again.
-        if may_choose and self.jobs.standing(own).position is not None:
+        # One that is not in the line may have lost its record, which only its own message can make again.
+        position = self.jobs.standing(own).position
+        if position or (position == 0 and self._may_choose):
             yield from self._next(own.queue)
         # A model that this worker does not serve yet, or no more, others of its queue do.
         if own.params.model_version in self.models:

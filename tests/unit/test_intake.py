@@ -14,6 +14,7 @@ from app.errors import (
     NotReady,
     NoWorker,
     StorageUnavailable,
+    TaskExpired,
     TaskNotFound,
     UnknownModelVersion,
 )
@@ -152,6 +153,37 @@ def test_only_a_request_that_may_still_be_under_way_is_a_conflict(intake, servic
         intake.submit(request, ANYONE, "a key")
     services.redis.hset(f"job:{first.task_id}", "created_at", services.jobs.now() - IN_FLIGHT - 1)
     assert intake.submit(request, ANYONE, "a key").job.task_id == first.task_id
+
+
+def test_a_job_that_is_taken_back_while_its_request_comes_again_is_never_called_accepted(services, monkeypatch):
+    """Whatever the second request looks at first, the broker's refusal may come just after it."""
+    request, looks = GenerateRequest(prompt="a red star"), []
+    first = Intake(services).submit(request, ANYONE, "a key").job
+    services.redis.zadd("jobs:unconfirmed", {first.task_id: services.jobs.now()})
+
+    def watched(look):
+        def looking(*arguments):
+            found = look(*arguments)
+            if not looks:
+                assert services.jobs.discard(first.task_id)
+            looks.append(found)
+            return found
+
+        return looking
+
+    for name in ("get", "unconfirmed"):
+        monkeypatch.setattr(services.jobs, name, watched(getattr(services.jobs, name)))
+    with pytest.raises(IdempotencyConflict):
+        Intake(services).submit(request, ANYONE, "a key")
+    # The next try is a first one.
+    assert not Intake(services).submit(request, ANYONE, "a key").replayed
+
+
+def test_the_key_of_a_task_that_is_gone_says_so(intake, services):
+    request = GenerateRequest(prompt="a red star")
+    services.redis.delete(f"job:{intake.submit(request, ANYONE, 'a key').job.task_id}")
+    with pytest.raises(TaskExpired):
+        intake.submit(request, ANYONE, "a key")
 
 
 def test_a_task_is_run_again_in_the_queue_where_its_model_is_served_now(intake, services, published):

@@ -66,11 +66,19 @@ def first_turn(line, own):
     return next(line.turns(own))
 
 
-def test_a_message_is_its_own_jobs_turn_when_every_model_is_in_memory(queue, line):
+def test_a_message_is_the_turn_of_who_is_first_in_line_when_every_model_is_in_memory(queue, line):
+    """A job whose worker was lost keeps its place, and not every broker puts its message back to the front."""
     shelf = Shelf(A, B)
     shelf.loaded = {A, B}
-    _, second = queue(A, B)
-    assert first_turn(line(shelf)[0], second) == second.task_id
+    lost, second = queue(A, B)
+    assert first_turn(line(shelf)[0], second) == lost.task_id
+
+
+def test_who_is_first_and_has_no_model_here_keeps_nobody_from_their_own_messages_turn(queue, line):
+    shelf = Shelf(A)
+    shelf.loaded = {A}
+    _, mine = queue(C, A)
+    assert first_turn(line(shelf)[0], mine) == mine.task_id
 
 
 def test_a_job_of_the_loaded_model_goes_before_one_whose_model_must_be_loaded(queue, line):

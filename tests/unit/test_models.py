@@ -1,10 +1,13 @@
 """The catalogue: what the file says, and every mistake in it at once."""
 
+import math
+
 import pytest
 import yaml
 
 from app.errors import SettingsError, UnknownModelVersion
 from app.models import load_catalogue
+from app.tasks import QUARANTINE
 
 GOOD = {"model_version": "one-1", "source": "weights", "queue": "gen.one"}
 
@@ -75,12 +78,25 @@ def test_all_mistakes_are_told_together(load):
         assert any(part in line for line in lines), (part, lines)
 
 
+@pytest.mark.parametrize("queue", [QUARANTINE, "celery", "celeryev.x", "celery_delayed_1", "x.celery.pidbox"])
+def test_a_queue_of_the_service_itself_is_no_models(load, queue):
+    with pytest.raises(SettingsError, match="a queue of the service itself"):
+        load({**GOOD, "queue": queue})
+
+
+def test_a_number_without_end_is_none_for_a_model(load):
+    with pytest.raises(SettingsError, match="guidance_scale"):
+        load({**GOOD, "defaults": {"guidance_scale": math.inf}, "limits": {"guidance_scale": math.inf}})
+
+
 def test_a_model_is_there_once(load):
     with pytest.raises(SettingsError, match="one-1 is there twice"):
         load(GOOD, GOOD)
 
 
-@pytest.mark.parametrize("text", ["", "models:", "models: []", "models: {}", "[]", "{", "models: [1]", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["", "models:", "models: []", "models: {}", "[]", "{", "models: [1]", "\x00", "[" * 9999]
+)
 def test_a_file_that_is_no_catalogue_is_refused(tmp_path, text):
     path = tmp_path / "models.yaml"
     path.write_text(text)
