@@ -194,7 +194,8 @@ class Intake:
         # Where its model is served now.
         queue = self._services.catalogue.get(same.model_version).queue
         deadline = min(job.deadline_seconds, self._services.settings.result_ttl)
-        return self._job(same, queue, caller, deadline, rerun_of=job.task_id, **_webhook(job))
+        names = {"rerun_of": job.task_id, "client_ref": job.client_ref}
+        return self._job(same, queue, caller, deadline, **names, **_webhook(job))
 
     def _pictures(self, params: Params) -> Iterator[tuple[str, str]]:
         """The objects that the job starts from, each after the field that names it; raises InvalidRequest."""

@@ -92,7 +92,7 @@ def queued_again(stack, ticket):
 
 
 def test_a_killed_worker_and_a_rerun_give_the_same_bytes(stack, worker):
-    asked = {"model_version": "tiny-scenes-1", "seed": 5, "num_inference_steps": 60}
+    asked = {"model_version": "tiny-scenes-1", "seed": 5, "num_inference_steps": 24}
     role = worker("gen.tiny", "tiny-scenes-1")
     ticket = stack.client.generate("a red circle on a blue background", **asked)["task_id"]
     until(lambda: (stack.client.task(ticket)["progress"] or {"step": 0})["step"] > 1, 60, "the job is under way")

@@ -310,6 +310,12 @@ def test_a_task_whose_pictures_never_came_is_not_run_again(intake, services, pub
     assert intake.rerun(job, ANYONE).job.params.input_url == job.params.input_url
 
 
+def test_a_rerun_keeps_what_its_client_calls_it(intake):
+    first = intake.submit(GenerateRequest(prompt="a red star", client_ref="order 7"), ANYONE).job
+    again = intake.rerun(first, ANYONE).job
+    assert (again.client_ref, again.rerun_of) == ("order 7", first.task_id)
+
+
 def test_a_rerun_that_is_asked_for_twice_with_one_key_is_one_task(intake, published):
     (job, _), (other, _) = submit(intake), submit(intake)
     published.clear()

@@ -217,18 +217,18 @@ def test_a_lost_device_leaves_the_job_to_its_lease(residents, services):
 @pytest.mark.slow
 @pytest.mark.timeout(240)
 @pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")
-def test_memory_does_not_grow_over_three_hundred_jobs(made, on_cpu):
+def test_memory_does_not_grow_over_a_hundred_and_fifty_jobs(made, on_cpu):
     spec = ModelSpec(
         model_version="tiny-scenes-1", source=str(made("stable-diffusion")), queue="q",
         capabilities=("txt2img", "img2img", "inpaint"), schedulers=("EulerDiscreteScheduler",),
     )  # fmt: skip
     models, sizes = Residents([spec], on_cpu), (32, 64, 96)
-    for number in range(300):
+    for number in range(150):
         scheduler = "EulerDiscreteScheduler" if number % 2 else None
         draw(models, "tiny-scenes-1", width=sizes[number % 3], num_inference_steps=1, seed=number, scheduler=scheduler)
         if number == 50:
             after_fifty = resident_bytes()
-    assert resident_bytes() <= 1.05 * after_fifty
+    assert resident_bytes() <= 1.02 * after_fifty
 
 
 def resident_bytes():
