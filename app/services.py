@@ -13,6 +13,7 @@ from redis.retry import Retry
 
 from app import tls
 from app.callers import Callers, load_callers
+from app.errors import SettingsError
 from app.jobs import JobStore, takes_no_writes
 from app.models import Catalogue, load_catalogue
 from app.previews import Previews
@@ -82,14 +83,22 @@ def build(settings: Settings, role: Role) -> Services:
 
 
 def make_redis(settings: Settings, role: Role) -> Redis:
-    """A client that gives up at once where people wait, and never in a worker, whose job would be lost."""
+    """A client that gives up at once where people wait, and never in a worker, whose job would be lost.
+
+    Raises SettingsError for an option of REDIS_URL that there is not, which would show at the first command only.
+    """
     options: dict[str, Any] = {"decode_responses": True, "socket_connect_timeout": 1, "health_check_interval": 30}
     if role == "worker":
         options |= {"socket_timeout": 5, "retry": Retry(ConstantBackoff(1), -1)}
     else:
         options |= {"socket_timeout": 1, "retry": Retry(NoBackoff(), 1)}
     kind = PatientRedis if role == "worker" else Redis
-    return kind.from_url(tls.redis_url(settings.redis_url, settings), **options)
+    client: Redis = kind.from_url(tls.redis_url(settings.redis_url, settings), **options)
+    try:
+        client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+    except TypeError as error:
+        raise SettingsError(f"REDIS_URL: has an option that there is not ({error})") from None
+    return client
 
 
 class PatientRedis(Redis):

@@ -4,6 +4,7 @@ import pytest
 
 from app import settings
 from app.errors import SettingsError
+from app.services import make_redis
 
 KEY = "0123456789abcdef0123456789abcdef"
 
@@ -152,3 +153,8 @@ def test_what_the_environment_holds_of_the_settings_is_known(environ, monkeypatc
     environ(LEASE="2")
     monkeypatch.setenv("REDIS_URL", "")
     assert settings.given() == {"signing_key", "lease"}
+
+
+def test_an_option_of_redis_that_there_is_not_is_told_before_anything_is_asked():
+    with pytest.raises(SettingsError, match=r"REDIS_URL: .*'bogus'"):
+        make_redis(settings.Settings(redis_url="redis://host/0?bogus=1", signing_key="k" * 32), "web")
