@@ -5,17 +5,24 @@ import sys
 
 import click
 
-from app import __version__, commands, doctor, keys, operating, tallies
+from app import __version__, tallies
 from app import settings as settings_module
-from app.console import DONE, Output, answers, told
-from app.models import commands as catalogue
+from app.console import DONE, Group, Output, answers, told
 
 _EPILOG = """\b
 Exit status: 0 done, 1 refused or not reachable, 2 wrong usage, 3 the task FAILED, 4 it was canceled, 130 Ctrl-C.
 DARKROOM_URL (default http://127.0.0.1:8000) and DARKROOM_API_KEY say which deployment the client commands ask."""
 
+_ELSEWHERE = {
+    **{name: f"app.commands:{name}" for name in ("generate", "status", "wait", "cancel", "rerun", "models")},
+    "list": "app.commands:list_tasks",
+    "doctor": "app.doctor:doctor",
+    "keys": "app.keys:keys",
+    "quarantine": "app.operating:quarantine",
+}
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
+
+@click.group(cls=Group, elsewhere=_ELSEWHERE, context_settings={"help_option_names": ["-h", "--help"]}, epilog=_EPILOG)
 @click.version_option(__version__, prog_name="darkroom")
 def main() -> None:
     """Darkroom: push-and-forget image generation. Settings come from the environment: see config/README.md."""
@@ -86,20 +93,3 @@ def up(prompt: str, once: bool) -> int:
     from app import up as stack
 
     return stack.main(prompt, once=once)
-
-
-for command in (
-    commands.generate,
-    commands.status,
-    commands.wait,
-    commands.cancel,
-    commands.rerun,
-    commands.list_tasks,
-    commands.models,
-    doctor.doctor,
-    keys.keys,
-    operating.quarantine,
-):
-    main.add_command(command)
-for command in catalogue.models.commands.values():
-    commands.models.add_command(command)

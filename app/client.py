@@ -24,8 +24,10 @@ import requests
 import urllib3
 
 from app import __version__
-from app.errors import DarkroomError
+from app.errors import ApiError
 from app.loopback import is_loopback
+
+__all__ = ["ApiError", "Client", "Event", "write"]
 
 # The longest wait of one request, in seconds: below the service's own limit and that of common proxies.
 WAIT = 30
@@ -34,28 +36,6 @@ SILENCE = 20
 PAUSE = 1.0
 # Seconds without a word for which a service that restarts is waited for.
 PATIENCE = 60
-PASSING = {0, 429, 502, 503, 504}
-
-
-class ApiError(DarkroomError):
-    """The service said no, or nothing.
-
-    `status` is its HTTP status, 0 without an answer; `problem` its problem document, empty when there was none;
-    `retry_after` how many seconds it asks to wait, None when it did not say.
-    """
-
-    def __init__(
-        self, message: str, problem: dict[str, Any] | None = None, *, status: int = 0, retry_after: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.problem = problem or {}
-        self.status = status
-        self.retry_after = retry_after
-
-    @property
-    def is_passing(self) -> bool:
-        """Whether the same request may succeed in a while."""
-        return self.status in PASSING
 
 
 @dataclass(frozen=True)

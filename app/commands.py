@@ -13,10 +13,10 @@ from typing import Any
 import click
 
 from app import settings
-from app.client import PAUSE, ApiError, Client
-from app.console import CANCELED, DONE, FAILED, Output, answering, answers, json_option
+from app.client import PAUSE, Client
+from app.console import CANCELED, DONE, FAILED, Group, Output, answering, answers, json_option
 from app.developing import Targets, develop
-from app.errors import DarkroomError
+from app.errors import ApiError, DarkroomError
 
 CANCEL_SECONDS = 20
 
@@ -175,7 +175,10 @@ def list_tasks(client: Client, output: Output, limit: int, **filters: str | None
     return DONE
 
 
-@click.group("models", invoke_without_command=True)
+_ON_THIS_MACHINE = {"list": "app.models.commands:list_models", "prefetch": "app.models.commands:prefetch"}
+
+
+@click.group("models", cls=Group, elsewhere=_ON_THIS_MACHINE, invoke_without_command=True)
 @json_option
 @click.pass_context
 def models(context: click.Context, *, as_json: bool) -> None:

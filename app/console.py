@@ -1,18 +1,18 @@
 """What every command has in common: its result on standard output, all else on standard error, its exit status."""
 
 import functools
+import importlib
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-from app.client import ApiError
-from app.errors import DarkroomError
+from app.errors import ApiError, DarkroomError
 
 # Exit statuses; 2 is click's, for a wrong command line.
 DONE, REFUSED, FAILED, CANCELED, INTERRUPTED = 0, 1, 3, 4, 130
@@ -93,6 +93,26 @@ def told(command: Callable[..., int]) -> Callable[..., None]:
             sys.exit(REFUSED)
 
     return run
+
+
+class Group(click.Group):
+    """Imports a command when it is asked for (`elsewhere`: name to module:attribute): the packages of all of them take
+    longer to import than what most of them do.
+    """
+
+    def __init__(self, *args: Any, elsewhere: Mapping[str, str], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._elsewhere = elsewhere
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self._elsewhere})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self._elsewhere:
+            module, _, attribute = self._elsewhere[cmd_name].partition(":")
+            found: click.Command = getattr(importlib.import_module(module), attribute)
+            return found
+        return super().get_command(ctx, cmd_name)
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document, progress on stderr.")

@@ -14,10 +14,10 @@ import click
 
 from app import console
 from app import settings as settings_module
-from app.client import ApiError, Client
+from app.client import Client
 from app.commands import client_of_environment
 from app.console import DONE, REFUSED, Output, answers
-from app.errors import DarkroomError
+from app.errors import ApiError, DarkroomError
 from app.settings import Settings
 
 # What the service's checks need is imported by them: other commands would wait for it.

@@ -4,6 +4,7 @@
     ├── SettingsError             the environment or the catalogue is wrong; the process does not start
     ├── InvalidTransition         a move that the table in record.py does not allow: a mistake in our code
     ├── ClaimLost                 someone else holds the job now, or it is over: stop work, write nothing
+    ├── ApiError                  what a client of the service meets: it said no, or nothing
     ├── DeviceLost                the GPU failed: the process ends, another one runs the job
     ├── EgressError               a webhook's receiver was not reached, or did not answer as it should
     │   └── AddressRefused        its address is one that no stranger may send us to
@@ -43,6 +44,31 @@ class InvalidTransition(DarkroomError):
 
 class ClaimLost(DarkroomError):
     """The token is no longer the job's: its lease ran out, or the job ended."""
+
+
+# Statuses of a service that is away or busy.
+_PASSING = {0, 429, 502, 503, 504}
+
+
+class ApiError(DarkroomError):
+    """The service said no, or nothing.
+
+    `status` is its HTTP status, 0 without an answer; `problem` its problem document, empty when there was none;
+    `retry_after` how many seconds it asks to wait, None when it did not say.
+    """
+
+    def __init__(
+        self, message: str, problem: dict[str, Any] | None = None, *, status: int = 0, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.problem = problem or {}
+        self.status = status
+        self.retry_after = retry_after
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether the same request may succeed in a while."""
+        return self.status in _PASSING
 
 
 class DeviceLost(DarkroomError):

@@ -29,9 +29,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app import doctor
 from app.callers import check_door
-from app.client import ApiError, Client
+from app.client import Client
 from app.developing import describe, words_of
-from app.errors import DarkroomError, reason
+from app.errors import ApiError, DarkroomError, reason
 from app.models import load_catalogue
 from app.schemas import GenerateRequest
 from app.settings import CONFIG, Settings, load, load_client

@@ -12,12 +12,7 @@ from app.models import Catalogue, ModelSpec, load_catalogue, sources
 from app.settings import Settings
 
 
-@click.group()
-def models() -> None:
-    """The models of the catalogue, and their files on this machine."""
-
-
-@models.command("list")
+@click.command("list")
 @click.option("--digests", is_flag=True, help="Read the weights and tell their digest, for `weights_sha256`.")
 @answers
 def list_models(output: Output, *, digests: bool) -> int:
@@ -30,7 +25,7 @@ def list_models(output: Output, *, digests: bool) -> int:
     return DONE
 
 
-@models.command()
+@click.command()
 @click.argument("model_versions", nargs=-1)
 @click.option("--device", default="", help="Fetch what this kind of device loads: cuda, mps or cpu. Default: DEVICE.")
 @answers

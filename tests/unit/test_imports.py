@@ -53,6 +53,11 @@ def test_what_makes_no_pictures_needs_nothing_that_makes_them(module):
     assert HEAVY & set(imported(module)["modules"]) == set()
 
 
+def test_a_start_of_one_command_waits_for_nothing_that_only_others_need():
+    others = {"celery", "flask", "limits", "opentelemetry", "redis", "requests", "structlog", "yaml"}
+    assert others & set(imported("app.cli")["modules"]) == set()
+
+
 def test_a_worker_whose_models_are_all_ones_own_waits_for_no_diffusers():
     assert {"diffusers", "transformers"} & set(imported("app.models.residency")["modules"]) == set()
 
