@@ -33,15 +33,19 @@ def main() -> None:
 def web() -> int:
     """Serve the HTTP API on WEB_BIND."""
     _observe()
-    # Deferred: a client's command needs neither.
+    # Deferred: a client's command needs none of them.
+    from gunicorn.app.wsgiapp import WSGIApplication
+
     from app import callers, telemetry
 
     loaded = settings_module.load()
     callers.check_door(loaded)
     telemetry.logs(loaded, "web")
     callers.greet(loaded)
-    # gunicorn takes this process over, so that signals reach it without us between.
-    os.execv(sys.executable, [sys.executable, "-m", "gunicorn", "-c", str(settings_module.CONFIG / "gunicorn.conf.py")])
+    # In this process, so that signals reach it without us between, and its children find imported what is by now.
+    sys.argv = ["gunicorn", "-c", str(settings_module.CONFIG / "gunicorn.conf.py")]
+    WSGIApplication(prog="gunicorn").run()
+    return DONE
 
 
 @main.command()

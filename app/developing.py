@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
 from app.client import Client
@@ -17,9 +18,8 @@ from app.errors import DarkroomError
 def develop(client: Client, output: Output, task_id: str) -> dict[str, Any]:
     """Show how the task goes until it is done; its last document."""
     terminal = output.progress.is_terminal
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     task: dict[str, Any] = {}
-    with Progress(*columns, console=output.progress, transient=True, disable=not terminal) as bars:
+    with progress(output.progress, transient=True, disable=not terminal) as bars:
         bar = bars.add_task("Waiting", total=1.0)
         for event in client.events(task_id):
             if event.kind == "status":
@@ -30,6 +30,12 @@ def develop(client: Client, output: Output, task_id: str) -> dict[str, Any]:
             elif event.kind == "progress":
                 bars.update(bar, completed=event.data["step"] / (event.data["steps"] or 1))
     return task
+
+
+def progress(console: Console, **options: Any) -> Progress:
+    """A bar: what is done, how far it is, for how long."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, **options)
 
 
 def describe(task: dict[str, Any]) -> str:

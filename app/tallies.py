@@ -15,15 +15,13 @@ _PREFIX = "darkroom-metrics-"
 
 
 def folder() -> str:
-    """A new folder of this process and those it starts, held until the last of them is gone."""
+    """A new folder of this process and those it forks, held until the last of them is gone."""
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
         _remove_unless_held(left)
     while True:
         made = tempfile.mkdtemp(prefix=_PREFIX)
         with suppress(OSError):
-            held = _take(made)
-            # gunicorn takes the process over and must hold it on.
-            os.set_inheritable(held, True)
+            _take(made)
             # Another role that starts just now may have found it unheld, and taken it away.
             if Path(made).exists():
                 return made

@@ -25,12 +25,11 @@ from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from app import doctor
 from app.callers import check_door
 from app.client import Client
-from app.developing import describe, words_of
+from app.developing import describe, progress, words_of
 from app.errors import ApiError, DarkroomError, reason
 from app.models import load_catalogue
 from app.schemas import GenerateRequest
@@ -359,20 +358,25 @@ def _first_picture(stack: Stack, prompt: str, console: Console) -> None:
 
 
 def _follow(stack: Stack, prompt: str, console: Console) -> dict[str, Any]:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as bars:
+    with progress(console) as bars:
         bar = bars.add_task("Developing", total=1.0)
-        ticket = stack.client.generate(prompt)
+        ticket = _hand_in(stack, prompt)
         for task in stack.client.follow(ticket["task_id"], pause=0.05):
             stack.check()
             done = 1.0 if task["status"] != "PENDING" else (task["progress"] or {"value": 0})["value"]
             bars.update(bar, completed=done, description=describe(task))
     return task
+
+
+def _hand_in(stack: Stack, prompt: str) -> dict[str, Any]:
+    """Its ticket. The start may have used up how often the caller's key may ask in a second or a minute."""
+    while True:
+        try:
+            return stack.client.generate(prompt)
+        except ApiError as error:
+            if error.problem.get("code") != "rate_limited":
+                raise
+            time.sleep(error.retry_after or 1)
 
 
 _NEXT = """

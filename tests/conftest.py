@@ -1,11 +1,14 @@
 """For every test: an environment without settings, a Redis database of its own, and services on that."""
 
+import copy
+import functools
 import signal
 
 import pytest
 import redis
 from flask import Flask
 from flask.testing import FlaskClient
+from flask_openapi3 import utils as openapi
 
 from app.settings import Settings
 from app.web import create_app
@@ -30,6 +33,10 @@ class ReadToTheEnd(FlaskClient):
 
 
 Flask.test_client_class = ReadToTheEnd
+
+# Hundreds of tests make the whole application, which would describe the same models each time: half of a test's time.
+_described = functools.cache(openapi.get_model_schema)
+openapi.get_model_schema = lambda *model, **options: copy.deepcopy(_described(*model, **options))
 
 
 @pytest.fixture(autouse=True)
