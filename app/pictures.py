@@ -18,8 +18,8 @@ from app.params import Params
 MAX_PIXELS = 64_000_000
 # A progressive JPEG has about ten; each costs a pass over all pixels, however few bytes it is. libtiff's bound too.
 MAX_SCANS = 100
-# Within a scan FF 00 is a byte and FF D0 to FF D7 are its own marks; more FF before a marker fill up.
-_MARKER = re.compile(rb"\xff([^\x00\xd0-\xd7\xff])")
+# Within a scan FF 00 is a byte; FF 01 and FF D0 to FF D8 have no length behind them; more FF before a marker fill up.
+_MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _SCAN, _END = b"\xda", b"\xd9"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 

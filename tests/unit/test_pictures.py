@@ -114,6 +114,9 @@ def test_a_small_picture_that_would_take_minutes_to_decode_is_refused_at_once():
     # Each pass over all pixels costs but these few bytes.
     with pytest.raises(InputInvalid, match="more than 100 scans"):
         decode(whole[:-2] + 100 * last + whole[-2:])
+    # Nor are they hidden behind a marker without a length.
+    with pytest.raises(InputInvalid, match="more than 100 scans"):
+        decode(whole[:-2] + 100 * (b"\xff\x01" + last) + whole[-2:])
 
 
 def test_what_looks_like_a_scan_beside_or_behind_the_picture_is_none():

@@ -53,22 +53,13 @@ def test_all_mistakes_are_told_together(environ):
      ("PUBLIC_URL", "darkroom.example"), ("PUBLIC_URL", "https://"),
      ("PUBLIC_URL", "javascript:alert(1)"), ("PUBLIC_URL", "http://x:99999"), ("PUBLIC_URL", "http://a b"),
      ("PUBLIC_URL", "https://x/?q"), ("REDIS_URL", "redis://host:6379/abc"), ("METRICS_BIND", ":99999"),
-     ("WEB_BIND", "127.0.0.1:٨٠٨٠")],
-)  # fmt: skip
-def test_an_address_that_cannot_work_is_refused(environ, name, value):
-    environ(**{name: value})
-    [mistake] = mistakes()
-    assert mistake.startswith(f"{name}: ")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("RESULT_TTL", "1000000000000"), ("SWEEP_INTERVAL", "0.0001"), ("SWEEP_INTERVAL", "inf"), ("LEASE", "inf"),
+     ("WEB_BIND", "127.0.0.1:٨٠٨٠"),
+     ("RESULT_TTL", "1000000000000"), ("SWEEP_INTERVAL", "0.0001"), ("SWEEP_INTERVAL", "inf"), ("LEASE", "inf"),
      ("LEASE", "0.001"), ("WEBHOOK_PAUSE", "inf"), ("UNCONFIRMED_AFTER", "inf"), ("TIME_LIMIT", "999999999999"),
      ("WORKER_GRACE", "100000000000000"), ("TORCH_THREADS", "1000000000"), ("TRUSTED_PROXIES", "1000000000"),
      ("MODEL_PATIENCE", "nan")],
 )  # fmt: skip
-def test_a_number_with_which_nothing_would_work_is_refused(environ, name, value):
+def test_an_address_or_a_number_that_cannot_work_is_refused(environ, name, value):
     environ(**{name: value})
     [mistake] = mistakes()
     assert mistake.startswith(f"{name}: ")
