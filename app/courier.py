@@ -123,12 +123,16 @@ class Courier:
         Those who have lost their workers must not wait for a bucket that is slow; one that is away is asked once.
         """
         self._unseen = self._unseen or self._next_uploads()
-        until = self._services.clock() + self._services.settings.sweep_interval
+        until = self._time_is_up()
         try:
             while self._unseen and self._services.clock() < until:
                 self._each([self._unseen.pop(0)], self._waiting)
         except StorageUnavailable as error:
             log.warning("sweep.uploads_not_seen", reason=str(error))
+
+    def _time_is_up(self) -> float:
+        """When what may take long leaves the rest to the next sweep."""
+        return self._services.clock() + self._services.settings.sweep_interval
 
     def _next_uploads(self) -> list[str]:
         page = self._services.jobs.waiting_uploads(self._seen_until, PAGE)
@@ -177,7 +181,7 @@ class Courier:
         if isinstance(storage, LocalStorage) and self._services.jobs.lock("clear", HOUR):
             # Not before the record, which says for how long.
             self._stale = storage.expire(kept + HOUR)
-        until = self._services.clock() + self._services.settings.sweep_interval
+        until = self._time_is_up()
         for _ in self._stale:
             alive.beat(self._services.settings)
             if self._services.clock() >= until:

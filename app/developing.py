@@ -45,7 +45,7 @@ def describe(task: dict[str, Any]) -> str:
 
 
 def words_of(prompt: str) -> str:
-    """The prompt as a file's name."""
+    """A prompt, or what a service calls a task, as a part of a file's name: without what leads elsewhere."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "picture"
 
 
@@ -74,7 +74,6 @@ class Targets:
 
     def save(self, client: Client, task: dict[str, Any]) -> list[Path]:
         """Write every picture; raises ApiError, and DarkroomError for a file that cannot be written."""
-        # Whatever the service calls it, it leads into no other folder.
         paths = self.paths(len(task["images"]), words_of(task["task_id"][:8]))
         for index, path in enumerate(paths):
             with _told(path, task["task_id"]):
