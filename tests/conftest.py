@@ -34,7 +34,7 @@ class ReadToTheEnd(FlaskClient):
 
 Flask.test_client_class = ReadToTheEnd
 
-# Hundreds of tests make the whole application, which would describe the same models each time: a quarter of such a test's time.
+# Hundreds of tests make the whole application, which would describe the same models each time: a quarter of their time.
 _described = functools.cache(openapi.get_model_schema)
 openapi.get_model_schema = lambda *model, **options: copy.deepcopy(_described(*model, **options))
 
