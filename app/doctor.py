@@ -5,6 +5,7 @@ What a client needs is always looked at. What a role of the service needs is loo
 
 import secrets
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from app import settings as settings_module
 from app.client import Client
 from app.commands import client_of_environment
 from app.console import DONE, REFUSED, Output, answers
-from app.errors import ApiError, DarkroomError
+from app.errors import ApiError, DarkroomError, StorageUnavailable
 from app.settings import Settings
 
 # What the service's checks need is imported by them: other commands would wait for it.
@@ -36,10 +37,17 @@ class Finding:
 
 
 @click.command()
+@click.option(
+    "--role",
+    type=click.Choice(["web", "worker", "courier"]),
+    default="web",
+    show_default=True,
+    help="Whose rights in the picture store this account must have.",
+)
 @answers
-def doctor(output: Output) -> int:
+def doctor(output: Output, role: str) -> int:
     """Check settings and connections. The exit status is 1 when one of them fails."""
-    findings = [*_of_the_client(), *_of_the_service()]
+    findings = [*_of_the_client(), *_of_the_service(role)]
     for finding in findings if not output.as_json else []:
         click.echo(_line(finding))
     if output.as_json:
@@ -97,7 +105,7 @@ def _models(client: Client) -> str:
     return f"served now: {', '.join(served)}"
 
 
-def _of_the_service() -> list[Finding]:
+def _of_the_service(role: str) -> list[Finding]:
     if not settings_module.given():
         return []
     try:
@@ -108,7 +116,7 @@ def _of_the_service() -> list[Finding]:
         Finding("settings", ok=True, detail=f"{len(settings_module.given())} set, none wrong"),
         _check("redis", lambda: redis(settings), "start it, or correct REDIS_URL"),
         _check("broker", lambda: broker(settings), "start it, or correct BROKER_URL"),
-        _check("storage", lambda: _storage(settings), "correct STORAGE_URL, or the rights of this account"),
+        _check("storage", lambda: storage(settings, role), "correct STORAGE_URL, or this account's rights"),
         _check("catalogue", lambda: _catalogue(settings), "correct MODELS_FILE"),
     ]
 
@@ -139,25 +147,34 @@ def broker(settings: Settings) -> str:
     return f"{_plain(settings.broker_url)} answers"
 
 
-def _storage(settings: Settings) -> str:
+def storage(settings: Settings, role: str) -> str:
+    """What a role does there, tried; raises DarkroomError for what this account may not."""
     from app.storage import make_storage
 
     store = make_storage(settings)
     # Beside the pictures, under a name that no task has.
-    name, data = f"output/doctor-{secrets.token_hex(8)}.png", secrets.token_bytes(1000)
+    name = f"output/doctor-{secrets.token_hex(8)}.png"
+    # That it is not there is told to whoever may list, and to nobody else.
+    store.size(name)
+    if role != "courier":
+        _write_and_read(store, name, role)
+    if role != "worker":
+        store.download_url(name, 60)
+    return f"{settings.storage_url} lets a {role} do its work"
+
+
+def _write_and_read(store: "Storage", name: str, role: str) -> None:
+    data = secrets.token_bytes(1000)
     try:
         store.put(name, data, "image/png")
-        _read_back(store, name, data)
+        if store.get(name, len(data)) != data:
+            raise DarkroomError(f"{name} was not read as it was written")
     finally:
-        store.delete(name)
-    if store.size(name) is not None:
+        # A worker may delete nothing: what it leaves goes with RESULT_TTL.
+        with suppress(StorageUnavailable) if role == "worker" else nullcontext():
+            store.delete(name)
+    if role != "worker" and store.size(name) is not None:
         raise DarkroomError(f"{name} is still there after its deletion")
-    return f"{settings.storage_url} takes, gives back and deletes an object"
-
-
-def _read_back(store: "Storage", name: str, data: bytes) -> None:
-    if store.get(name, len(data)) != data:
-        raise DarkroomError(f"{name} was not read as it was written")
 
 
 def _catalogue(settings: Settings) -> str:

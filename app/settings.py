@@ -128,7 +128,8 @@ class Settings(BaseSettings):
         0,
         ge=0,
         description="Main memory in bytes: once a worker's models held more they are loaded afresh after the job, in a "
-        "new process. 0: any.",
+        "new process. 0: any. Leave room above what a job takes: each process leaves 40 kB of numbers until the worker "
+        "ends.",
     )
     worker_queue: str = Field("", description="The one queue a worker consumes; default: the default model's.")
     worker_name: str = Field(

@@ -151,7 +151,7 @@ EVERY_WATCHER = """
     all hears all on any
     all hears darkroom: on 4318
     prometheus asks darkroom: on any
-    prometheus asks everybody on 9100
+    prometheus asks everybody on 10250 9100
     prometheus+alertmanager+blackbox-exporter+filebeat asks everybody on 443 6443
 """
 IN_PRODUCTION = """

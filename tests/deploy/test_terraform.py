@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 import yaml
@@ -136,9 +137,9 @@ WRONG_WISHES = {
         *("identity/main.tf", 'worker  = ["storage.objects.create", ', 'worker  = ["storage.objects.delete", '),
         "A worker deletes nothing",
     ),
-    "identity: signs as another": (
-        *("identity/main.tf", 'roles["web"].name', 'roles["worker"].name'),
-        "Only the web tier signs",
+    "identity: a worker signs": (
+        *("identity/main.tf", "for_each = local.signing", "for_each = local.in_cluster"),
+        "each only as itself",
     ),
     "redis: no password": (
         *("redis/main.tf", "auth_enabled            = true", "auth_enabled            = false"),
@@ -217,6 +218,16 @@ def default(module, variable):
 
 def test_pictures_live_as_long_as_their_records():
     assert int(default("stack", "result_ttl")) == Settings.model_fields["result_ttl"].default
+
+
+def test_every_role_that_writes_task_documents_may_sign_the_urls_in_them():
+    def writes(role):
+        script = f"import sys, app.{role}; sys.exit('app.documents' not in sys.modules)"
+        return run(sys.executable, "-c", script, check=False).returncode == 0
+
+    text = (INFRA / "modules/identity/main.tf").read_text()
+    signing = json.loads(re.search(r"signing += toset\((.*)\)", text)[1])
+    assert set(signing) == {role for role in ("web", "courier", "worker") if writes(role)}
 
 
 def test_what_a_machine_is_told_are_settings_of_the_application():

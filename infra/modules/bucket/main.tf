@@ -51,32 +51,3 @@ resource "google_storage_bucket_iam_member" "roles" {
   role   = each.value.role
   member = each.value.member
 }
-
-# ---- Uploads tell the courier, where wanted
-
-data "google_storage_project_service_account" "this" {
-  count = var.notify ? 1 : 0
-}
-
-resource "google_pubsub_topic" "uploads" {
-  count                      = var.notify ? 1 : 0
-  name                       = "${var.name}-uploads"
-  message_retention_duration = "86400s"
-}
-
-resource "google_pubsub_topic_iam_member" "uploads" {
-  count  = var.notify ? 1 : 0
-  topic  = google_pubsub_topic.uploads[0].id
-  role   = "roles/pubsub.publisher"
-  member = "serviceAccount:${data.google_storage_project_service_account.this[0].email_address}"
-}
-
-resource "google_storage_notification" "uploads" {
-  count              = var.notify ? 1 : 0
-  bucket             = google_storage_bucket.this.name
-  topic              = google_pubsub_topic.uploads[0].id
-  payload_format     = "JSON_API_V1"
-  event_types        = ["OBJECT_FINALIZE"]
-  object_name_prefix = "input/"
-  depends_on         = [google_pubsub_topic_iam_member.uploads]
-}

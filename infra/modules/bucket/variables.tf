@@ -39,12 +39,6 @@ variable "members" {
   }
 }
 
-variable "notify" {
-  description = "Publish a message for each finished upload."
-  type        = bool
-  default     = false
-}
-
 variable "force_destroy" {
   type    = bool
   default = false

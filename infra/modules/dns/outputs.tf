@@ -6,10 +6,6 @@ output "broker_address" {
   value = google_compute_address.broker.address
 }
 
-output "broker_host" {
-  value = trimsuffix(google_dns_record_set.broker.name, ".")
-}
-
 output "certificates_account" {
   description = "E-mail of the account that cert-manager is."
   value       = google_service_account.certificates.email

@@ -9,6 +9,7 @@ locals {
   }
   # In the cluster; workers on machines of their own run as the account directly.
   in_cluster = toset(["web", "courier", "worker"])
+  signing    = toset(["web", "courier"])
   # What a machine writes about itself.
   telling = ["roles/logging.logWriter", "roles/monitoring.metricWriter"]
 }
@@ -41,11 +42,13 @@ resource "google_service_account_iam_member" "workload_identity" {
   member             = "serviceAccount:${var.workload_pool}[${var.namespace}/darkroom-${each.key}]"
 }
 
-# The web tier signs URLs as itself, and as nobody else.
+# Who writes task documents signs the URLs in them, as itself and as nobody else: the courier's go to webhooks.
 resource "google_service_account_iam_member" "signs" {
-  service_account_id = google_service_account.roles["web"].name
+  for_each = local.signing
+
+  service_account_id = google_service_account.roles[each.key].name
   role               = "roles/iam.serviceAccountTokenCreator"
-  member             = google_service_account.roles["web"].member
+  member             = google_service_account.roles[each.key].member
 }
 
 # Prometheus asks which GPU machines there are.

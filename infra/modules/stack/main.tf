@@ -4,7 +4,7 @@
 resource "google_project_service" "this" {
   for_each = toset([
     "artifactregistry", "binaryauthorization", "cloudresourcemanager", "compute", "container", "dns", "iam", "iamcredentials", "logging",
-    "monitoring", "iap", "oslogin", "pubsub", "redis", "secretmanager", "servicenetworking", "storage",
+    "monitoring", "iap", "oslogin", "redis", "secretmanager", "servicenetworking", "storage",
   ])
 
   project            = var.project
@@ -70,7 +70,6 @@ module "bucket" {
   result_ttl    = var.result_ttl
   origins       = ["https://${var.host}"]
   members       = module.identity.bucket_members
-  notify        = var.notify_uploads
   force_destroy = !var.protect
   depends_on    = [google_project_service.this]
 }

@@ -118,11 +118,6 @@ variable "elasticsearch" {
   default     = ""
 }
 
-variable "notify_uploads" {
-  type    = bool
-  default = false
-}
-
 variable "protect" {
   description = "The cluster and the pictures cannot be destroyed by a mere `terraform destroy`."
   type        = bool

@@ -1,8 +1,12 @@
 """Log lines of running processes against ECS' own list of fields; and the files of the shipper and the store."""
 
 import json
+import os
 import re
+import signal
 import subprocess
+from itertools import islice
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -10,7 +14,8 @@ import yaml
 
 from tests.deploy.observability.conftest import PROMPT
 from tests.deploy.observability.files import FILES, node_packages
-from tests.stack import ROOT, until
+from tests.deploy.programs import rendered, tool
+from tests.stack import ROOT, free_port, until
 
 pytestmark = pytest.mark.deploy
 
@@ -93,6 +98,41 @@ def test_every_line_about_a_task_tells_its_trace(lines, done, lost, unlucky):
 def test_every_line_of_every_process_is_a_document(stack, lines):
     told = [line for role in stack.running for line in written(stack, role)]
     assert [line for line in told if not line.startswith("{")] == []
+
+
+@pytest.fixture
+def rabbitmq(tmp_path):
+    """The first lines of a RabbitMQ that logs as the chart's does."""
+    chart = rendered("darkroom", values="values-production.yaml")["ConfigMap", "darkroom-rabbitmq"]["data"]
+    settings = [line for line in chart["rabbitmq.conf"].splitlines() if line.startswith("log.")]
+    (tmp_path / "rabbitmq.conf").write_text("\n".join(["listeners.tcp = none", *settings, ""]))
+    port = str(free_port())
+    environ = os.environ | {
+        "HOME": str(tmp_path), "ERL_EPMD_PORT": port, "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODENAME": f"logs-{port}@localhost", "RABBITMQ_DIST_PORT": str(free_port()),
+        "RABBITMQ_CONF_ENV_FILE": os.devnull, "RABBITMQ_CONFIG_FILE": str(tmp_path / "rabbitmq.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(tmp_path / "none"), "RABBITMQ_MNESIA_BASE": str(tmp_path / "data"),
+    }  # fmt: skip
+    # Debian's program on PATH changes to the user rabbitmq, and this does not.
+    program = (
+        [tool("epmd"), "-port", port, "-address", "127.0.0.1"],
+        [tool(Path("/usr/lib/rabbitmq/bin/rabbitmq-server"))],
+    )
+    started = [
+        subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        for command in program
+    ]
+    yield islice((line for line in started[1].stdout if line.startswith("{")), 10)
+    for process in started:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_rabbitmqs_lines_are_ecs_too(rabbitmq, ecs):
+    lines = [json.loads(line) for line in rabbitmq]
+    assert len(lines) == 10
+    assert {tuple(line) for line in lines} == {("@timestamp", "log.level", "message", "process.thread.name")}
+    assert set(lines[0]) <= ecs.keys()
 
 
 @pytest.mark.services

@@ -162,10 +162,6 @@ run "the_bucket" {
     condition     = one(google_storage_bucket.this.cors).origin == tolist(["https://darkroom.example.com"])
     error_message = "The page uploads from its own address."
   }
-  assert {
-    condition     = length(google_storage_notification.uploads) == 0
-    error_message = "Notifications are for whoever wants them."
-  }
 }
 
 run "the_accounts" {
@@ -177,8 +173,13 @@ run "the_accounts" {
   }
 
   assert {
-    condition     = google_service_account_iam_member.signs.service_account_id == google_service_account.roles["web"].name
-    error_message = "Only the web tier signs, and only as itself."
+    condition = {
+      for role, may in google_service_account_iam_member.signs : role => [may.service_account_id, may.member]
+      } == {
+      for role in ["web", "courier"] :
+      role => [google_service_account.roles[role].name, google_service_account.roles[role].member]
+    }
+    error_message = "Web tier and courier sign, each only as itself."
   }
   assert {
     condition     = !contains(google_project_iam_custom_role.objects["worker"].permissions, "storage.objects.delete")
