@@ -14,7 +14,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,10 +94,19 @@ class Client:
     def bring(
         self, ticket: dict[str, Any], input_image: bytes | None = None, mask_image: bytes | None = None
     ) -> dict[str, Any]:
-        """Upload what a submitted task waits for, and start it; the task document."""
-        for name, data in (("upload_url", input_image), ("mask_upload_url", mask_image)):
-            if data is not None:
-                self.upload(ticket, data, name)
+        """Upload what a submitted task waits for, and start it; the task document.
+
+        Where that fails the task is canceled.
+        """
+        try:
+            for name, data in (("upload_url", input_image), ("mask_upload_url", mask_image)):
+                if data is not None:
+                    self.upload(ticket, data, name)
+        except ApiError:
+            # It would count as unfinished until its upload's time is over; then it goes by itself.
+            with suppress(ApiError):
+                self.cancel(ticket["task_id"])
+            raise
         return self.start(ticket["task_id"])
 
     def upload(self, ticket: dict[str, Any], data: bytes, name: str = "upload_url") -> None:
@@ -282,6 +291,8 @@ class Client:
     def _send(self, method: str, url: str, **options: Any) -> requests.Response:
         try:
             response = self._session.request(method, url, **{"timeout": self._timeout, **options})
+        except requests.exceptions.InvalidJSONError as error:
+            raise ApiError("A number is not finite: JSON has no such ones.", status=422) from error
         except (requests.RequestException, ValueError) as error:
             # ValueError: it sends us on to what is no address.
             raise self._silent(error) from error

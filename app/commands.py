@@ -42,15 +42,15 @@ def asks(command: Callable[..., int]) -> Callable[..., int]:
     return run
 
 
-def _prompt(_: click.Context, __: click.Parameter, text: str) -> str:
-    """The prompt itself, or with `-` what comes in on standard input."""
+def _words(prompt: str) -> str:
+    """The prompt itself, or with `-` what comes in on standard input; raises click's BadParameter."""
     try:
-        prompt = sys.stdin.buffer.read().decode().strip() if text == "-" else text
+        words = sys.stdin.buffer.read().decode().strip() if prompt == "-" else prompt
     except UnicodeDecodeError:
-        raise click.BadParameter("standard input is no text in UTF-8.") from None
-    if not prompt.strip():
-        raise click.BadParameter("it is empty.")
-    return prompt
+        raise click.BadParameter("standard input is no text in UTF-8.", param_hint="PROMPT") from None
+    if not words.strip():
+        raise click.BadParameter("it is empty.", param_hint="PROMPT")
+    return words
 
 
 _picture = click.Path(exists=True, dir_okay=False, readable=True, path_type=Path)
@@ -60,7 +60,7 @@ _force = click.option("--force", is_flag=True, help="Write over files that are t
 
 
 @click.command()
-@click.argument("prompt", callback=_prompt)
+@click.argument("prompt")
 @click.option("-i", "--input", "source", type=_picture, help="A picture to start from.")
 @click.option("--mask", type=_picture, help="Where it is white the picture is painted anew.")
 @_output
@@ -89,8 +89,9 @@ def generate(
     Several pictures go to out-0.png, out-1.png and so on, or where {index} stands in the name. Ctrl-C cancels the
     task; a second one leaves at once.
     """
-    if mask and not source:
-        raise click.UsageError("--mask needs --input, the picture that it is for.")
+    if (mask or wishes["strength"] is not None) and not source:
+        raise click.UsageError("--mask and --strength need --input, the picture that they are for.")
+    prompt = _words(prompt)
     targets = Targets(place, prompt, force=force)
     targets.check(wishes["num_images"])
     pictures = {"input_image": _read(source), "mask_image": _read(mask)}

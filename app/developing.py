@@ -63,6 +63,8 @@ class Targets:
 
     def check(self, count: int) -> None:
         """Before anything is asked for; raises DarkroomError when a file cannot be written, or is named as no PNG."""
+        if self._place == Path("-"):
+            raise DarkroomError("Pictures go to files: -o picture.png.")
         if self._place and self._place.suffix.lower() in _OTHERS:
             raise DarkroomError(f"{self._place}: pictures are PNG; end the name in .png.")
         for path in self.paths(count, "0" * 8):

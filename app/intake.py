@@ -137,7 +137,7 @@ class Intake:
             size = self._services.storage.size(name)
             if size is None:
                 return False
-            if fault := self._fault(size):
+            if fault := self._fault(size, "mask" if name == mask_name(job.task_id) else "input picture"):
                 # Whoever else saw the same picture may have said so already.
                 with suppress(ClaimLost):
                     self._services.jobs.fail(job.task_id, InputInvalid(fault), phase=Phase.AWAITING_UPLOAD)
@@ -146,12 +146,12 @@ class Intake:
             self._try_to_publish(job)
         return True
 
-    def _fault(self, size: int) -> str:
+    def _fault(self, size: int, what: str) -> str:
         """What no worker need be asked about an upload of that many bytes; empty where there is nothing."""
         limit = self._services.settings.upload_max_bytes
         if not size:
-            return "The input picture is empty."
-        return f"The input picture is larger than {limit} bytes." if size > limit else ""
+            return f"The {what} is empty."
+        return f"The {what} is larger than {limit} bytes." if size > limit else ""
 
     def give_up_waiting(self, job: Job) -> None:
         """The upload's time is over; raises ClaimLost where it came at the last moment."""

@@ -41,42 +41,42 @@ class Picture:
 
 def decode(data: bytes) -> Image.Image:
     """An input picture, upright, in RGB on white; raises InputInvalid for what is no picture or too large."""
-    return _opened(data, "RGB")
+    return _opened(data, "RGB", "input")
 
 
 def decode_mask(data: bytes) -> Image.Image:
     """A mask, upright, in grey: white is painted anew, and so is what is transparent. Raises InputInvalid."""
-    return _opened(data, "L")
+    return _opened(data, "L", "mask")
 
 
-def _opened(data: bytes, mode: str) -> Image.Image:
+def _opened(data: bytes, mode: str, what: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # Pillow warns of what our own bound refuses, and of tags that no one here reads.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                _check_size(image)
-                _check_scans(image, data)
-                _check_depth(image)
+                _check_size(image, what)
+                _check_scans(image, data, what)
+                _check_depth(image, what)
                 return _on_white(_upright(image)).convert(mode)
     except InputInvalid:
         raise
     except Image.DecompressionBombError:
-        raise _too_many_pixels() from None
+        raise _too_many_pixels(what) from None
     except Exception as error:  # whatever strange bytes make Pillow's decoders raise, the bytes are to blame
         formats = ", ".join(FORMATS)
-        raise InputInvalid(f"The input is no picture that can be read ({formats}).") from error
+        raise InputInvalid(f"The {what} is no picture that can be read ({formats}).") from error
 
 
-def _check_size(image: Image.Image) -> None:
+def _check_size(image: Image.Image, what: str) -> None:
     """Before anything is decoded: a small file may hold a picture that fills the memory."""
     if image.width * image.height > MAX_PIXELS:
-        raise _too_many_pixels()
+        raise _too_many_pixels(what)
 
 
-def _check_scans(image: Image.Image, data: bytes) -> None:
+def _check_scans(image: Image.Image, data: bytes, what: str) -> None:
     if image.format in ("JPEG", "MPO") and _scans(data) > MAX_SCANS:
-        raise InputInvalid(f"The input picture is a JPEG of more than {MAX_SCANS} scans.")
+        raise InputInvalid(f"The {what} is a JPEG of more than {MAX_SCANS} scans.")
 
 
 def _scans(data: bytes) -> int:
@@ -89,14 +89,14 @@ def _scans(data: bytes) -> int:
     return scans
 
 
-def _check_depth(image: Image.Image) -> None:
+def _check_depth(image: Image.Image, what: str) -> None:
     """Which of such numbers is white, a file does not say: read as 16 bits, it would be all black or all white."""
     if image.mode in ("I", "F"):
-        raise InputInvalid("The input picture has 32 bits a channel or signed numbers; save it with 8 or 16 bits.")
+        raise InputInvalid(f"The {what} has 32 bits a channel or signed numbers; save it with 8 or 16 bits.")
 
 
-def _too_many_pixels() -> InputInvalid:
-    return InputInvalid(f"The input picture has more than {MAX_PIXELS} pixels.")
+def _too_many_pixels(what: str) -> InputInvalid:
+    return InputInvalid(f"The {what} has more than {MAX_PIXELS} pixels.")
 
 
 def _upright(image: Image.Image) -> Image.Image:

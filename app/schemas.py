@@ -39,7 +39,13 @@ class GenerateRequest(_Strict):
     ]
     negative_prompt: Annotated[Text, Field(description="What the picture must not show.")] = ""
     model_version: Annotated[str | None, Field(min_length=1, max_length=100, description="One of GET /models.")] = None
-    input_image: Annotated[bool, Field(description="Ask for an `upload_url` to PUT an input picture to.")] = False
+    input_image: Annotated[
+        bool,
+        Field(
+            description="Ask for an `upload_url` to PUT an input picture to. It is scaled to the size asked for, and what is "
+            "too wide or too high is cut off on both sides alike; so is a mask."
+        ),
+    ] = False
     input_url: Annotated[
         str | None,
         Field(

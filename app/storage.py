@@ -382,4 +382,4 @@ class GCSStorage:
 
 
 def _too_large(max_bytes: int) -> InputInvalid:
-    return InputInvalid(f"The input picture is larger than {max_bytes} bytes.")
+    return InputInvalid(f"The picture is larger than {max_bytes} bytes.")

@@ -29,7 +29,7 @@ class Catalogue:
             return self._specs[model_version]
         except KeyError:
             raise UnknownModelVersion(
-                f"This deployment offers: {', '.join(self._specs)}.",
+                f"There is no model of that name; this deployment offers {', '.join(self._specs)}.",
                 [{"field": "model_version", "reason": "unknown"}],
             ) from None
 

@@ -236,6 +236,16 @@ def test_a_service_that_is_away_is_said_to_be_so(visit, emptied):
     page.see_stage("done")
 
 
+def test_who_waits_is_told_that_the_service_is_away_and_when_it_is_back(visit, emptied):
+    page = visit(faults=["ERR_FAILED"])
+    page.context.route("**/events", lambda route: route.abort())
+    page.hand_in()
+    expect(page.see("#away")).to_contain_text("does not answer")
+    page.context.unroute("**/events")
+    page.see_stage("done")
+    expect(page.tab.locator("#away")).to_be_empty()
+
+
 def test_a_page_that_was_opened_while_the_service_was_away_fills_when_it_is_back(visit, emptied):
     page = visit(faults=["ERR_FAILED"])
     page.context.route("**/models", lambda route: route.abort())

@@ -1,6 +1,7 @@
 """The command line: one command a role, and every mistake in one sentence."""
 
 import importlib
+import io
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from app import __version__, cli
+from app import __version__, cli, commands
 from app.console import Output, told
 from app.developing import Targets
 from app.errors import DarkroomError
@@ -137,7 +138,10 @@ def test_prefetch_tells_what_is_there_and_fails_for_what_is_not(here):
     assert told.returncode == 1
     assert [bool(model["error"]) for model in json.loads(told.stdout)["models"]] == [False, False, True]
     told = darkroom("models", "prefetch", "nothing", **here)
-    assert (told.returncode, told.stderr) == (1, "darkroom: This deployment offers: here, module, missing.\n")
+    assert (told.returncode, told.stderr) == (
+        1,
+        "darkroom: There is no model of that name; this deployment offers here, module, missing.\n",
+    )
 
 
 def test_the_settings_are_told_for_programs_too():
@@ -188,8 +192,25 @@ def test_a_picture_gets_no_name_that_promises_another_format():
 
 def test_a_mask_without_its_picture_is_a_wrong_command_line(tmp_path):
     (tmp_path / "mask.png").write_bytes(b"x")
-    done = darkroom("generate", "x", "--mask", str(tmp_path / "mask.png"))
-    assert (done.returncode, "--mask needs --input" in done.stderr) == (2, True)
+    for options in (["--mask", str(tmp_path / "mask.png")], ["--strength", "0.5"]):
+        done = CliRunner().invoke(commands.generate, ["x", *options])
+        assert (done.exit_code, "need --input" in done.output) == (2, True)
+
+
+def test_ctrl_c_at_standard_input_ends_as_everywhere_else(monkeypatch):
+    class Terminal(io.BytesIO):
+        def read(self, *_):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(Terminal()))
+    with pytest.raises(SystemExit) as left:
+        commands.generate(["-"])
+    assert left.value.code == 130
+
+
+def test_pictures_do_not_go_to_standard_output():
+    done = CliRunner().invoke(commands.generate, ["x", "-o", "-"])
+    assert (done.exit_code, done.output) == (1, "darkroom: Pictures go to files: -o picture.png.\n")
 
 
 def test_a_services_words_do_not_command_the_terminal(capsys):

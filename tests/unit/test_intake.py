@@ -285,6 +285,13 @@ def test_an_empty_upload_ends_the_job_without_a_worker(intake, services, publish
     assert ended.error["message"] == "The input picture is empty."
 
 
+def test_it_is_the_mask_that_is_named_where_the_mask_is_at_fault(intake, services):
+    job, _ = submit(intake, input_image=True, mask_image=True)
+    services.storage.put(input_name(job.task_id), picture(), "image/png")
+    services.storage.put(mask_name(job.task_id), b"", "image/png")
+    assert intake.start(job).error["message"] == "The mask is empty."
+
+
 def test_a_picture_as_large_as_promised_is_taken(services, published):
     exact = services.settings.model_copy(update={"upload_max_bytes": len(picture())})
     intake = Intake(dataclasses.replace(services, settings=exact))

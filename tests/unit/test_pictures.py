@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from app.errors import InputInvalid
-from app.pictures import FORMATS, decode, encode, reread
+from app.pictures import FORMATS, decode, decode_mask, encode, reread
 from tests.things import params, picture
 
 
@@ -98,6 +98,14 @@ def bomb(width, height):
 def test_a_bomb_is_refused_before_it_is_unpacked(side):
     with pytest.raises(InputInvalid):
         decode(bomb(side, side))
+
+
+def test_it_is_the_mask_that_is_named_where_the_mask_is_at_fault():
+    for data in (b"no picture", bomb(64_001, 1000)):
+        with pytest.raises(InputInvalid, match="The input "):
+            decode(data)
+        with pytest.raises(InputInvalid, match="The mask "):
+            decode_mask(data)
 
 
 def test_the_largest_picture_is_measured_in_pixels_not_sides():

@@ -124,6 +124,8 @@ def main(checkpoints: Path | None, samples: int, minutes: float, threads: int, o
     transformers_logging.set_verbosity_error()
     diffusers_logging.set_verbosity_error()
     folder = checkpoints or Path(click.get_app_dir("darkroom")) / "tiny-scenes"
+    if not samples and not (folder / "unet.pt").exists():
+        raise click.ClickException(f"there is no checkpoint in {folder}: train first.")
     run, write = diffusion_stage(folder)
     # With nothing to learn the checkpoint is only read, so that an export may run beside a training.
     if samples:

@@ -20,7 +20,7 @@ const PAUSE = { first: 1000, most: 30_000 };
 
 const tasks = new Map();
 const previews = new Map();
-const watch = new Watch(hear);
+const watch = new Watch(hear, reach);
 let current = null;
 let cursor = null;
 let isSending = false;
@@ -73,6 +73,12 @@ function hear(taskId, event, data) {
   const ended = before && isPending(before) && tasks.has(taskId) && !isPending(tasks.get(taskId));
   draw({ reveal: Boolean(ended) && taskId === current });
   announce(before, tasks.get(taskId));
+}
+
+/** Who waits learns that the service is away, and no later than it is back. */
+function reach(refusal) {
+  if (!refusal && stage.isAway()) counter.clearRefusal();
+  stage.showAway(refusal ? `${refusal.message} Asked again in a moment.` : "");
 }
 
 // Whatever an older answer said: a task that makes progress is running.

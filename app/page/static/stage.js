@@ -38,6 +38,12 @@ function isDrawn(task) {
   return task === shown && drawn === index && !("lost" in byId("print").dataset);
 }
 
+export const isAway = () => byId("away").textContent !== "";
+
+export function showAway(words) {
+  if (byId("away").textContent !== words) byId("away").textContent = words;
+}
+
 function stageState(task) {
   if (!task) return "empty";
   if (isPending(task)) return task.phase === "RUNNING" || task.phase === "UPLOADING" ? "developing" : "waiting";

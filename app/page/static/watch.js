@@ -12,10 +12,15 @@ export class Watch {
   #streams = new Map();
   #looked = null;
   #hear;
+  #reach;
 
-  /** `hear(taskId, event, data)` is told of each event; of `gone`, when there is no such task any more. */
-  constructor(hear) {
+  /**
+   * `hear(taskId, event, data)` is told of each event; of `gone`, when there is no such task any more.
+   * `reach(refusal)` is told why the service is not reached, and null when it is.
+   */
+  constructor(hear, reach) {
     this.#hear = hear;
+    this.#reach = reach;
   }
 
   follow(taskId) {
@@ -47,6 +52,11 @@ export class Watch {
     stream.abort();
   }
 
+  #refused(taskId, refusal) {
+    if ([404, 410].includes(refusal.status)) this.#hear(taskId, "gone");
+    else this.#reach(refusal);
+  }
+
   async #begin(taskId) {
     const stream = new AbortController();
     this.#streams.set(taskId, stream);
@@ -56,11 +66,12 @@ export class Watch {
         // A new stream begins with the task as it is: nothing is lost by an interruption.
         for await (const { event, data } of eventsOf(await send(`tasks/${taskId}/events`, { signal: stream.signal }))) {
           pause = PAUSE.first;
+          this.#reach(null);
           this.#hear(taskId, event, JSON.parse(data));
         }
       } catch (error) {
         if (stream.signal.aborted) return;
-        if (error instanceof Refusal && [404, 410].includes(error.status)) this.#hear(taskId, "gone");
+        if (error instanceof Refusal) this.#refused(taskId, error);
       }
       if (!stream.signal.aborted) await new Promise((resolve) => setTimeout(resolve, pause));
       pause = Math.min(2 * pause, PAUSE.most);

@@ -5,6 +5,7 @@ import random
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 from app.models.tiny_scenes import grammar
 from app.models.tiny_scenes.captions import captioned_scene, spoken
@@ -154,6 +155,14 @@ def test_the_learning_rate_rises_stays_and_falls():
 
     assert learning_rate(0) < learning_rate(WARM_UP // 2) < learning_rate(WARM_UP) == learning_rate(STEADY)
     assert learning_rate(STEADY) > learning_rate(2 * STEADY) > 0
+
+
+def test_what_was_never_trained_is_not_exported(tmp_path):
+    from app.models.tiny_scenes import train
+
+    arguments = ["--checkpoints", str(tmp_path / "none"), "--samples", "0", "--out", str(tmp_path / "out")]
+    told = CliRunner().invoke(train.main, arguments)
+    assert (told.exit_code, "train first" in told.output, list(tmp_path.iterdir())) == (1, True, [])
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own, about numpy
