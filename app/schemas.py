@@ -42,8 +42,8 @@ class GenerateRequest(_Strict):
     input_image: Annotated[
         bool,
         Field(
-            description="Ask for an `upload_url` to PUT an input picture to. It is scaled to the size asked for, and what is "
-            "too wide or too high is cut off on both sides alike; so is a mask."
+            description="Ask for an `upload_url` to PUT an input picture to. It is scaled to the size asked for, and "
+            "what is too wide or too high is cut off on both sides alike; so is a mask."
         ),
     ] = False
     input_url: Annotated[
