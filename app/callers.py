@@ -15,9 +15,10 @@ from limits.storage import RedisStorage
 from limits.strategies import SlidingWindowCounterRateLimiter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from app.errors import RateLimited, SettingsError, StoreUnavailable, Unauthorized, reason
+from app.jobs import takes_no_writes
 from app.settings import Settings
 
 log = structlog.get_logger("darkroom.callers")
@@ -94,6 +95,9 @@ class Callers:
                 return
             seconds = self._limiter.get_window_stats(rate, caller.name).reset_time - time.time()
         except RedisError as error:
+            if isinstance(error, ResponseError) and takes_no_writes(error):
+                # Reading goes on; what would write is refused by what it would write.
+                return
             raise StoreUnavailable("The status store does not answer; try again shortly.") from error
         most = f"At most {rate.amount} requests per {_window(rate)}."
         raise RateLimited(most, retry_after=max(math.ceil(seconds), 1))

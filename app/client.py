@@ -33,6 +33,8 @@ __all__ = ["ApiError", "Client", "Event", "write"]
 WAIT = 30
 # The service says something at least every five seconds while it sends events.
 SILENCE = 20
+# A preview is an event of some kilobytes.
+LONGEST_LINE = 10_000_000
 PAUSE = 1.0
 # Seconds without a word for which a service that restarts is waited for.
 PATIENCE = 60
@@ -142,7 +144,9 @@ class Client:
         The filters are `status` and `model_version`; `limit` says how many make a page.
         """
         wanted = {"cursor": cursor, **filters}
-        return self._json("GET", "/tasks", params={name: value for name, value in wanted.items() if value is not None})
+        return self._json(
+            "GET", "/tasks", "tasks", params={name: value for name, value in wanted.items() if value is not None}
+        )
 
     def tasks(self, **filters: Any) -> Iterator[dict[str, Any]]:
         """All of the caller's tasks that fit, newest first, asked for a page at a time."""
@@ -211,14 +215,14 @@ class Client:
 
     def models(self) -> list[dict[str, Any]]:
         """Every model that the deployment offers, the default first."""
-        models: list[dict[str, Any]] = self._json("GET", "/models")["models"]
+        models: list[dict[str, Any]] = self._json("GET", "/models", "models")["models"]
         return models
 
     def quarantine(self) -> Iterator[dict[str, Any]]:
         """For an operator: what was given up on, newest first."""
         page: dict[str, Any] = {"next_cursor": ""}
         while page["next_cursor"] is not None:
-            page = self._json("GET", "/admin/quarantine", params={"cursor": page["next_cursor"]})
+            page = self._json("GET", "/admin/quarantine", "entries", params={"cursor": page["next_cursor"]})
             yield from page["entries"]
 
     def requeue(self, entry_id: str) -> dict[str, Any]:
@@ -231,12 +235,12 @@ class Client:
 
     def version(self) -> str:
         """The deployment's version; no key is needed."""
-        return str(self._json("GET", "/version").get("version"))
+        return str(self._json("GET", "/version", "version")["version"])
 
     def ready(self) -> bool:
         """Whether the web tier reaches its status store and its broker."""
         try:
-            self._json("GET", "/readyz")
+            self._json("GET", "/readyz", "status")
         except ApiError:
             return False
         return True
@@ -272,11 +276,14 @@ class Client:
             raise error
         time.sleep(seconds)
 
-    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+    def _json(self, method: str, path: str, holds: str = "task_id", **options: Any) -> dict[str, Any]:
+        """A document of the service's, which has a field of this name whatever its version."""
         response = self._call(method, path, **options)
         document = _document(response)
-        if document is None:
-            raise ApiError(f"{self._url} is no Darkroom: {method} {path} gave no JSON.", status=response.status_code)
+        if document is None or holds not in document:
+            raise ApiError(
+                f"{self._url} is no Darkroom: {method} {path} gave another document.", status=response.status_code
+            )
         return document
 
     def _call(self, method: str, path: str, **options: Any) -> requests.Response:
@@ -302,7 +309,7 @@ class Client:
         # The host alone: of a signed URL the path and what follows it let others in.
         message = problem.get("detail") or f"{method} to {urlsplit(url).netloc}: {response.status_code}"
         seconds = response.headers.get("Retry-After", "")
-        retry_after = float(seconds) if seconds.isdecimal() else None
+        retry_after = float(seconds) if re.fullmatch("[0-9]{1,6}", seconds) else None
         raise ApiError(str(message), problem, status=response.status_code, retry_after=retry_after)
 
     def _silent(self, error: Exception) -> ApiError:
@@ -349,6 +356,8 @@ def _lines(response: requests.Response, hear: Callable[[], None]) -> Iterator[st
     while piece := response.raw.read1(1 << 16, decode_content=True):
         hear()
         *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > LONGEST_LINE:
+            raise ValueError("a line that does not end")
         yield from (line.decode().removesuffix("\r") for line in lines)
 
 
@@ -364,5 +373,13 @@ def _events(lines: Iterator[str]) -> Iterator[Event]:
         if name:
             fields[name] = value.removeprefix(" ")
         elif not line and "data" in fields:
-            yield Event(fields.get("event", "message"), json.loads(fields["data"]), fields.get("id", ""))
+            yield _event(fields)
             fields = {}
+
+
+def _event(fields: dict[str, str]) -> Event:
+    """Raises ValueError for what is none of ours."""
+    kind, data = fields.get("event", "message"), json.loads(fields["data"])
+    if not isinstance(data, dict) or (kind == "status" and "task_id" not in data):
+        raise ValueError("another document")
+    return Event(kind, data, fields.get("id", ""))

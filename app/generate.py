@@ -71,11 +71,10 @@ class Runner:
 
         Gives the first job's id and the verdict. Raises JobError when that job FAILED, or the message's own had.
         """
-        began = time.monotonic()
-        with self._endings:
-            task_id, first = self._first(own)
-            while isinstance(first, Held) and self._goes_on(began) and self._another(own):
-                continue
+        task_id, first = self._turn_of(own)
+        while isinstance(first, Held) and first.outcome == "claim_lost" and self._is_gone(own):
+            # With all of Redis' data: from this message its record is made again.
+            task_id, first = self._turn_of(own)
         outcome = first.outcome if isinstance(first, Held) else first
         is_own = isinstance(first, Held) and task_id == own.task_id
         for error in (outcome, "" if is_own else self._own_error(own)):
@@ -86,6 +85,23 @@ class Runner:
     def stop(self) -> None:
         """Begin no further job in this turn: the worker is about to leave."""
         self._stops = True
+
+    def _turn_of(self, own: Job) -> tuple[str, Held | Outcome]:
+        """The first job of the turn, which has ended, as all after it; or why there was none."""
+        began = time.monotonic()
+        with self._endings:
+            task_id, first = self._first(own)
+            while isinstance(first, Held) and self._goes_on(began) and self._another(own):
+                continue
+        return task_id, first
+
+    def _is_gone(self, own: Job) -> bool:
+        with suppress(TaskExpired):
+            try:
+                self._services.jobs.get(own.task_id)
+            except TaskNotFound:
+                return True
+        return False
 
     def _goes_on(self, began: float) -> bool:
         return not (self._stops or self.worn or self._spent()) and time.monotonic() - began < self._turn

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -26,11 +27,12 @@ from app.errors import (
     QueueFull,
     QuotaExceeded,
     RequestError,
+    StoreUnavailable,
     TaskExpired,
     TaskNotFound,
     UploadExpired,
 )
-from app.jobs import Acceptance, Standing, Terms
+from app.jobs import WRITTEN_WITHIN, Acceptance, Standing, Terms
 from app.params import Params, resolve
 from app.record import Job, Phase
 from app.schemas import GenerateRequest
@@ -95,7 +97,7 @@ class Intake:
         notice = self._look_for_workers(job)
         # Before there is a record: where nothing can be signed, nothing is accepted.
         uploads = self._uploads(job)
-        accepted = self._services.jobs.create(job, terms)
+        accepted = self._create(job, terms)
         if accepted.verdict in ("replay", "reused"):
             return self._replay(accepted, terms)
         self._check_verdict(accepted.verdict, job, terms)
@@ -105,6 +107,18 @@ class Intake:
             self._publish_or_undo(recorded)
         _note(job)
         return Submission(recorded, *uploads, notice=notice, standing=accepted.standing)
+
+    def _create(self, job: Job, terms: Terms) -> Acceptance:
+        """Write the record; when it is not known whether that was done, see to it that it was not."""
+        began = time.monotonic()
+        try:
+            return self._services.jobs.create(job, terms)
+        except StoreUnavailable:
+            # A Redis that is slow sees for itself that it is too late; the client is not to wait for it once more.
+            if time.monotonic() - began < WRITTEN_WITHIN / 2:
+                with suppress(StoreUnavailable):
+                    self._services.jobs.discard(job.task_id)
+            raise
 
     def _uploads(self, job: Job) -> tuple[SignedUpload | None, SignedUpload | None]:
         return self._upload(job, input_name(job.task_id)), self._upload(job, mask_name(job.task_id))

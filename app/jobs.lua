@@ -92,16 +92,18 @@ end
 local moves = {}
 
 -- idempotency key ('' without), digest of the request, seconds to remember both, most jobs queued and most open
--- jobs of this caller (0: any number), seconds that a caller's jobs are listed, then field, value, ...: the new
--- record, AWAITING_UPLOAD or QUEUED.
+-- jobs of this caller (0: any number), seconds that a caller's jobs are listed, until when (0: whenever), then field,
+-- value, ...: the new record, AWAITING_UPLOAD or QUEUED.
 function moves.create()
   if redis.call('EXISTS', key) == 1 then return {'exists', id} end
+  -- This Redis was stopped or busy, and nobody waits for the answer any more.
+  if tonumber(ARGV[9]) > 0 and now > tonumber(ARGV[9]) then return {'late', id} end
   local ticket = 'idempotency:' .. ARGV[3]
   if ARGV[3] ~= '' then
     local earlier = redis.call('HMGET', ticket, 'task_id', 'digest')
     if earlier[1] then return {earlier[2] == ARGV[4] and 'replay' or 'reused', earlier[1]} end
   end
-  put('token', 'none', unpack(ARGV, 9))
+  put('token', 'none', unpack(ARGV, 10))
   -- Made again from a message, when there may be nothing of the job any more because its time is over.
   local deadline = get('deadline_at') and time('deadline_at') or now + time('deadline_seconds')
   if deadline <= now then
@@ -141,16 +143,19 @@ end
 -- How long a word in a record's place outlives every message of its job: after the deadline those make nothing again.
 local function outlasting(seconds) return math.ceil(math.max(tonumber(seconds), time('deadline_at') - now)) end
 
--- seconds: publishing failed, so the client is told no. What stands in the record's place for so long at least makes
--- a message that got through all the same find nothing to do. One whose worker has it already is kept.
+-- seconds: it could not be written or published, so the client is told no. What stands in the record's place for so
+-- long at least makes a message that got through all the same find nothing to do, or a record that comes late. One
+-- whose worker has it already is kept.
 function moves.discard()
   local phase, seconds = get('phase'), outlasting(ARGV[3])
-  if not phase or get('discarded') then return {'discarded'} end
-  if phase ~= 'QUEUED' then return {'kept'} end
-  unindex('unconfirmed', 'deadlines', 'queued:' .. get('queue'), 'open:' .. get('caller'), 'of:' .. get('caller'),
-    'model:' .. get('model_version'))
-  if get('ticket') then redis.call('DEL', 'idempotency:' .. get('ticket')) end
-  redis.call('DEL', key)
+  if get('discarded') then return {'discarded'} end
+  if phase then
+    if phase ~= 'QUEUED' and phase ~= 'AWAITING_UPLOAD' then return {'kept'} end
+    unindex('unconfirmed', 'uploads', 'deadlines', 'queued:' .. get('queue'), 'open:' .. get('caller'),
+      'of:' .. get('caller'), 'model:' .. get('model_version'))
+    if get('ticket') then redis.call('DEL', 'idempotency:' .. get('ticket')) end
+    redis.call('DEL', key)
+  end
   put('phase', 'DONE', 'discarded', '1')
   redis.call('EXPIRE', key, seconds)
   return {'discarded'}

@@ -33,6 +33,8 @@ EVENTS = "jobs:events"
 DISCARDED_TTL = 3600
 DELETED_TTL = 86_400
 TICKET_TTL = 86_400
+# Within so many seconds a new record is written or never: soon afterwards its client is told that it was not.
+WRITTEN_WITHIN = 1.5
 # A job of low priority stands in line as if it had come so many seconds later.
 LATER = 86_400
 
@@ -108,10 +110,13 @@ class JobStore:
 
     def create(self, job: Job, terms: Terms | None = None) -> Acceptance:
         """Write a new record, if there is none of this id and the terms allow it."""
+        latest = self.now() + WRITTEN_WITHIN if terms else 0
         terms = terms or Terms()
-        header = (terms.ticket, terms.digest, TICKET_TTL, terms.most_queued, terms.most_open, self._listed)
+        header = (terms.ticket, terms.digest, TICKET_TTL, terms.most_queued, terms.most_open, self._listed, latest)
         fields = [part for pair in to_record(job).items() for part in pair]
         verdict, task_id, *more = self._move("create", job.task_id, *header, *fields)
+        if verdict == "late":
+            raise StoreUnavailable("The status store was busy for too long; try again shortly.")
         if not more:
             return Acceptance(verdict, task_id)
         record, *standing = more
@@ -129,7 +134,7 @@ class JobStore:
         ask(lambda: self._redis.zrem("jobs:unconfirmed", task_id))
 
     def discard(self, task_id: str) -> bool:
-        """Publishing failed: forget the job, and make a stray message find nothing; False when a worker has it."""
+        """The client is told no: forget the job, and make a stray message find nothing; False when a worker has it."""
         return bool(self._move("discard", task_id, DISCARDED_TTL)[0] == "discarded")
 
     def queue(self, task_id: str) -> bool:

@@ -7,9 +7,12 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.ExifTags import Base
 from PIL.PngImagePlugin import PngInfo
+from PIL.TiffImagePlugin import PREFIXES, STRIPOFFSETS, TILEOFFSETS, ImageFileDirectory_v2
 
 from app.errors import InputInvalid
 from app.params import Params
@@ -18,9 +21,23 @@ from app.params import Params
 MAX_PIXELS = 64_000_000
 # A progressive JPEG has about ten; each costs a pass over all pixels, however few bytes it is. libtiff's bound too.
 MAX_SCANS = 100
+# Pillow makes objects of all segments of a JPEG and of all strips of a TIFF before it knows how large the picture is:
+# gigabytes, where millions of them have one byte each. 64k strips are as many as such a picture has rows.
+MAX_SEGMENTS = 100_000
+MAX_STRIP_BYTES = 4 * 65_536
+# What may begin a segment; within a scan FF is followed by 00 or D0 to D7.
+_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")
 # Within a scan FF 00 is a byte; FF 01 and FF D0 to FF D8 have no length behind them; more FF before a marker fill up.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _SCAN, _END = b"\xda", b"\xd9"
+# The version of a TIFF whose header has 16 bytes.
+_BIG = 43
+# EXIF's orientations, and what sets each upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 
 
@@ -54,6 +71,7 @@ def _opened(data: bytes, mode: str, what: str) -> Image.Image:
         with warnings.catch_warnings():
             # Pillow warns of what our own bound refuses, and of tags that no one here reads.
             warnings.simplefilter("ignore")
+            _check_parts(data, what)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 _check_size(image, what)
                 _check_scans(image, data, what)
@@ -66,6 +84,23 @@ def _opened(data: bytes, mode: str, what: str) -> Image.Image:
     except Exception as error:  # whatever strange bytes make Pillow's decoders raise, the bytes are to blame
         formats = ", ".join(FORMATS)
         raise InputInvalid(f"The {what} is no picture that can be read ({formats}).") from error
+
+
+def _check_parts(data: bytes, what: str) -> None:
+    if data[:2] == b"\xff\xd8" and len(list(islice(_SEGMENT.finditer(data), MAX_SEGMENTS))) == MAX_SEGMENTS:
+        raise InputInvalid(f"The {what} is a JPEG of more than {MAX_SEGMENTS} segments.")
+    if data[:4] in PREFIXES and _strip_bytes(data) > MAX_STRIP_BYTES:
+        raise InputInvalid(f"The {what} is a TIFF of too many strips or tiles; save it with larger ones.")
+
+
+def _strip_bytes(data: bytes) -> int:
+    """Of the list of them, read as Pillow reads it."""
+    directory = ImageFileDirectory_v2(data[: 16 if data[2] == _BIG else 8])
+    file = io.BytesIO(data)
+    file.seek(directory.next)
+    directory.load(file)
+    raw = directory._tagdata  # noqa: SLF001, in the open they are numbers already, each an object
+    return max(len(raw.get(tag, b"")) for tag in (STRIPOFFSETS, TILEOFFSETS))
 
 
 def _check_size(image: Image.Image, what: str) -> None:
@@ -100,10 +135,13 @@ def _too_many_pixels(what: str) -> InputInvalid:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its camera says. An orientation that cannot be read is none."""
+    """Turned as its camera says. An orientation that cannot be read is none.
+
+    Not by ImageOps.exif_transpose: it writes all other tags anew, which are as many as a client likes.
+    """
     image.load()
     with suppress(Exception):
-        return ImageOps.exif_transpose(image)
+        return image.transpose(_TURNS[image.getexif()[Base.Orientation]])
     return image
 
 

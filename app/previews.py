@@ -10,11 +10,13 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import structlog
 from redis import Redis
 
+from app.errors import StoreUnavailable
 from app.jobs import EVENTS, ask
 
 # The web tier hands previews on and has no pillow.
@@ -39,8 +41,9 @@ class Previews:
         self._redis = redis
 
     def ask_for(self, task_id: str) -> None:
-        """Somebody looks at this task, and will for some seconds."""
-        ask(lambda: self._redis.set(_key(task_id), 1, ex=ASKED_SECONDS))
+        """Somebody looks at this task, and will for some seconds; who cannot be told of does without."""
+        with suppress(StoreUnavailable):
+            ask(lambda: self._redis.set(_key(task_id), 1, ex=ASKED_SECONDS))
 
     def wanted(self, task_id: str) -> bool:
         """Whether somebody looks."""

@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     )
     web_workers: int = Field(1, ge=1, le=64, description="Web processes.")
     web_threads: int = Field(
-        1024, ge=1, le=8192, description="Clients that one web process serves or lets wait at once."
+        1024, ge=4, le=8192, description="Clients that one web process serves or lets wait at once."
     )
     models_file: str = Field("config/models.yaml", description="The catalogue of models.")
     default_model_version: str = Field(

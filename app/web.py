@@ -16,7 +16,7 @@ from app import __version__, admin, http, metrics, problems, telemetry
 from app import settings as settings_module
 from app.callers import Caller
 from app.documents import model_documents, retry_after, submitted_document, task_document
-from app.errors import ModelNotFound, NoPicture, NotReady, RateLimited, StorageUnavailable, TaskNotFound, Unauthorized
+from app.errors import ModelNotFound, NoPicture, NotReady, RateLimited, RequestError, StorageUnavailable, TaskNotFound
 from app.files import files
 from app.http import answer, caller, responses
 from app.intake import Intake, Submission, input_name, mask_name
@@ -198,8 +198,11 @@ class Desk:
         return response
 
     def _events(self, job: Job, seen: int | None, known: Caller) -> Iterator[str]:
-        """From the job as it is, or from what comes after version `seen`, to its end or that of the key."""
-        with suppress(Unauthorized):
+        """From the job as it is, or from what comes after version `seen`, to its end or to what refuses to go on.
+
+        Whoever asks again is told that refusal: that the key was revoked, say, or that the store is away.
+        """
+        with suppress(RequestError):
             for event in self.watch.follow(job.task_id, functools.partial(self.refresh, job, known), seen):
                 self.services.callers.check(known)
                 yield self._event(event)

@@ -144,6 +144,11 @@ def main(settings: Settings) -> int:
         hostname=name, queues=[queue], loglevel=settings.log_level, redirect_stdouts=False, quiet=True, **alone
     )
     _speak_as_one()
+    # Celery would start itself anew, by a way in that is not ours.
+    celery.apps.worker.install_worker_restart_handler = partial(  # type: ignore[attr-defined]
+        celery.apps.worker.install_worker_term_handler,  # type: ignore[attr-defined]
+        sig="SIGHUP",
+    )
     signals.worker_shutting_down.connect(lambda **_: _leave_within(settings.worker_grace, worker), weak=False)
     worker.start()
     with suppress(StoreUnavailable):

@@ -121,6 +121,14 @@ def test_a_worker_that_is_told_to_stop_while_it_loads_its_models_leaves_without_
     assert not worker.wrote("darkroom:")
 
 
+def test_a_worker_whose_terminal_is_gone_stops_as_if_it_was_told_to(stack):
+    worker = stack.start("worker")
+    until(lambda: worker.wrote("worker.ready"), 60, "it is ready")
+    worker.process.send_signal(signal.SIGHUP)
+    assert worker.process.wait(20) == 0
+    assert worker.wrote("worker.stopping")
+
+
 def told_to_stop(process):
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGTERM)

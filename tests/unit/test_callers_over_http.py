@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from app import keys
+from app.errors import StoreUnavailable
 from app.jobs import EVENTS
 from tests.answers import assert_problem, finished, queued
 from tests.things import indexes, job
@@ -64,6 +65,32 @@ def test_who_waits_for_a_task_when_the_key_is_revoked_is_a_stranger(watched, fil
     client, task_id = watched
     threading.Timer(0.3, keys.revoke, (file, "alice")).start()
     assert_problem(client.get(f"/tasks/{task_id}?wait=30"), 401, "unauthorized")
+
+
+def test_reading_goes_on_while_the_status_store_is_full(door, hire, full):
+    client = door(hire("alice", rate="9/hour"))
+    assert [client.get(path).status_code for path in ("/tasks", "/models")] == [200, 200]
+    assert_problem(client.post("/generate", json={"prompt": "x"}), 503, "store_unavailable")
+
+
+def test_who_follows_a_task_while_the_status_store_is_full_hears_on(watched, full):
+    client, task_id = watched
+    with client.get(f"/tasks/{task_id}/events", buffered=False) as answer:
+        stream = answer.iter_encoded()
+        assert [next(stream)[:3] for _ in range(3)] == [b"id:", b": a", b": a"]
+
+
+def test_a_stream_ends_by_itself_when_the_status_store_goes_away(services, watched, monkeypatch):
+    client, task_id = watched
+    with client.get(f"/tasks/{task_id}/events", buffered=False) as answer:
+        stream = answer.iter_encoded()
+        next(stream)
+
+        def away(*_):
+            raise StoreUnavailable
+
+        monkeypatch.setattr(services.jobs, "get", away)
+        assert list(stream) == []
 
 
 def test_too_many_requests_are_429_with_a_time(door, hire):

@@ -229,13 +229,26 @@ def test_a_refusal_by_something_else_names_who_refused(server, client, body, kin
         (b"<html>", "text/html"),
         (b"{", "application/json"),
         (b"[]", "text/json"),
+        (b"{}", "application/json"),
         (b"[" * 100_000, "application/json"),
         (b"9" * 6000, "application/json"),
     ],
 )
 def test_an_address_where_something_else_answers_is_told(server, client, body, kind):
     server.answers.append(raw(body, 200, kind))
-    assert str(refused(client.models)) == f"{server.url} is no Darkroom: GET /models gave no JSON."
+    assert str(refused(client.models)) == f"{server.url} is no Darkroom: GET /models gave another document."
+
+
+def test_an_event_that_is_none_of_ours_is_told(server, client):
+    for data in (b"data: []\n\n", b"event: status\ndata: {}\n\n"):
+        server.answers.append(raw(data, 200, "text/event-stream"))
+        with pytest.raises(ApiError):
+            next(client.events("t", patience=0))
+
+
+def test_who_says_come_back_in_a_thousand_years_is_not_believed(server, client):
+    server.answers.append(raw(b"", 503, "", **{"Retry-After": "9" * 400}))
+    assert refused(client.models).retry_after is None
 
 
 def test_who_sends_us_on_to_no_address_is_told(server, client):

@@ -359,6 +359,13 @@ def test_a_model_that_makes_too_few_pictures_fails_the_job(services, queued):
     assert services.jobs.get(new.task_id).status is Status.FAILED
 
 
+def test_a_job_whose_record_is_lost_while_it_runs_is_made_again_from_its_message(services, queued):
+    losses = iter([services.redis.flushdb])
+    new = queued()
+    verdict = run(services, new, Painter(lambda _: next(losses, lambda: None)()))["verdict"]
+    assert (verdict, services.jobs.get(new.task_id).status) == ("succeeded", Status.SUCCEEDED)
+
+
 def test_a_record_that_is_lost_is_made_again_from_the_message(services):
     new = job(prompt="kept in the message", client_ref="mine")
     assert run(services, new)["verdict"] == "succeeded"

@@ -1,6 +1,7 @@
 """Record, then publish, then undo on failure; and the three ways in which a waiting job starts."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -14,11 +15,13 @@ from app.errors import (
     NotReady,
     NoWorker,
     StorageUnavailable,
+    StoreUnavailable,
     TaskExpired,
     TaskNotFound,
     UnknownModelVersion,
 )
 from app.intake import IN_FLIGHT, Intake, input_name, mask_name
+from app.jobs import WRITTEN_WITHIN, Terms
 from app.models import Catalogue
 from app.record import Phase, Status
 from app.schemas import GenerateRequest
@@ -54,6 +57,37 @@ def test_where_no_upload_can_be_signed_nothing_is_accepted(intake, services, pub
     with pytest.raises(StorageUnavailable):
         submit(intake, input_image=True)
     assert (list(services.redis.scan_iter("job*")), published) == ([], [])
+
+
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_record_whose_writing_nobody_heard_of_is_taken_back(intake, services, published, monkeypatch, waits):
+    written, create = [], services.jobs.create
+
+    def unheard(job, terms):
+        written.append(create(job, terms).task_id)
+        raise StoreUnavailable
+
+    monkeypatch.setattr(services.jobs, "create", unheard)
+    with pytest.raises(StoreUnavailable):
+        submit(intake, input_image=waits)
+    assert (indexes(services.redis, *written), published, services.jobs.of("anyone", math.inf, 9)) == (set(), [], [])
+    with pytest.raises(TaskNotFound):
+        services.jobs.get(*written)
+
+
+def test_a_record_that_is_written_after_it_was_taken_back_is_none(services):
+    late = job()
+    assert services.jobs.discard(late.task_id)
+    assert services.jobs.create(late, Terms()).verdict == "exists"
+    assert indexes(services.redis, late.task_id) == set()
+
+
+def test_a_store_that_was_slower_than_its_client_writes_nothing(services, monkeypatch):
+    before = services.jobs.now() - WRITTEN_WITHIN - 1
+    monkeypatch.setattr(services.jobs, "now", lambda: before)
+    with pytest.raises(StoreUnavailable):
+        services.jobs.create(job(), Terms())
+    assert list(services.redis.scan_iter("job*")) == []
 
 
 def test_a_job_of_a_newer_version_is_neither_made_again_nor_published(intake, services, published):

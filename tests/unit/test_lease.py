@@ -118,8 +118,9 @@ def test_a_job_canceled_at_its_last_step_goes_no_further(jobs, claimed):
     with Lease(jobs, claimed, "t1", 1000) as held:
         held.begin()
         jobs.cancel(claimed)
-        held.step(8, 8)
-        with pytest.raises(Canceled):
+        # Its thread may have heard of it by the step already.
+        with pytest.raises(Canceled):  # noqa: PT012
+            held.step(8, 8)
             held.advance(Phase.UPLOADING)
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from app.errors import InputInvalid
 from app.pictures import FORMATS, decode, decode_mask, encode, reread
@@ -29,11 +29,13 @@ def test_any_other_format_is_refused(name):
         decode(picture(kind=name))
 
 
-@pytest.mark.parametrize(("orientation", "size"), [(1, (20, 10)), (3, (20, 10)), (6, (10, 20)), (8, (10, 20))])
-def test_a_photograph_is_turned_upright(orientation, size):
-    exif = Image.Exif()
+@pytest.mark.parametrize("orientation", range(10))
+def test_a_photograph_is_turned_upright(orientation):
+    exif, buffer = Image.Exif(), io.BytesIO()
     exif[0x0112] = orientation
-    assert decode(picture((20, 10), kind="JPEG", exif=exif)).size == size
+    Image.linear_gradient("L").resize((20, 10)).rotate(20).convert("RGB").save(buffer, "PNG", exif=exif)
+    with Image.open(buffer) as image:
+        assert decode(buffer.getvalue()).tobytes() == ImageOps.exif_transpose(image).tobytes()
 
 
 def test_a_photograph_taken_on_its_side_is_turned_the_right_way():
@@ -125,6 +127,26 @@ def test_a_small_picture_that_would_take_minutes_to_decode_is_refused_at_once():
     # Nor are they hidden behind a marker without a length.
     with pytest.raises(InputInvalid, match="more than 100 scans"):
         decode(whole[:-2] + 100 * (b"\xff\x01" + last) + whole[-2:])
+
+
+def strips(count):
+    """A TIFF of three pixels a row that lists so many strips, each one byte."""
+    fields = [(256, 3), (257, count), (258, 8), (259, 1), (262, 1), (277, 1), (278, 1), (279, 3)]
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in fields]
+    entries.insert(5, struct.pack("<HHII", 273, 1, count, 8))
+    where = 8 + count + count % 2
+    head = b"II*\0" + struct.pack("<I", where) + bytes(where - 8)
+    return head + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+
+
+def test_a_file_of_millions_of_parts_is_refused_before_they_are_counted_out():
+    assert decode(strips(1000)).size == (3, 1000)
+    with pytest.raises(InputInvalid, match="TIFF of too many strips"):
+        decode(strips(300_000))
+    head = picture((8, 8), kind="JPEG")[:2]
+    with pytest.raises(InputInvalid, match="more than 100000 segments"):
+        # None is an end to Pillow, which looks for a scan.
+        decode(head + b"\xff\xd9" + 100_000 * b"\xff\xe0\x00\x02" + picture((8, 8), kind="JPEG")[2:])
 
 
 def test_what_looks_like_a_scan_beside_or_behind_the_picture_is_none():
