@@ -161,6 +161,7 @@ def running(on: str, *roles: str, **settings: str) -> Iterator[Stack]:
         ours = {
             "MODELS_FILE": str(ROOT / "bench/models.yaml"), "WORKER_QUEUE": "gen.bench", "QUEUE_LIMIT": "0",
             "TORCH_THREADS": "0", "SWEEP_INTERVAL": "2", "LOG_FORMAT": "json", "OMP_WAIT_POLICY": "PASSIVE",
+            "DEVICE": "auto",
         }  # fmt: skip
         with Stack(Path(folder), **(ours | backend | settings)) as stack:
             _as_in_production(redis_of(stack))

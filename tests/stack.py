@@ -84,6 +84,8 @@ class Stack:
             "WORKER_GRACE": "2",
             "SWEEP_INTERVAL": "0.5",
             "TORCH_THREADS": "2",
+            # Said, and not found out: the small models of the tests need no torch, which takes longest to import.
+            "DEVICE": "cpu",
             "LOG_FORMAT": "console",
             **settings,
         }

@@ -1,13 +1,17 @@
-"""The device a model runs on: which one, how its memory stands, and what its errors mean. Imports torch."""
+"""The device a model runs on: which one, how its memory stands, and what its errors mean.
+
+torch is here once a model has brought it, or the device is to be found out: a model of one's own may need none, and a
+process that does without is there seconds sooner.
+"""
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import psutil
-import torch
 
 from app.errors import DeviceLost
 from app.settings import Settings
@@ -17,6 +21,8 @@ def choose_device(wanted: str) -> str:
     """`auto` takes CUDA, then MPS, then the CPU. One process has one GPU: CUDA_VISIBLE_DEVICES says which."""
     if wanted != "auto":
         return wanted
+    import torch
+
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
@@ -27,12 +33,19 @@ def kind(device: str) -> str:
     return device.partition(":")[0]
 
 
-def prepare(settings: Settings) -> None:
-    """Fix what changes the bytes of a picture."""
+def prepare(settings: Settings) -> bool:
+    """Fix what changes the bytes of a picture; False while there is no torch."""
+    if not (torch := _torch()):
+        return False
     torch.set_num_threads(settings.torch_threads or _cores())
     # Chosen anew by timing in each process, kernels would differ from one process to the next.
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    return True
+
+
+def _torch() -> Any:
+    return sys.modules.get("torch")
 
 
 def _cores() -> int:
@@ -41,24 +54,24 @@ def _cores() -> int:
 
 
 def describe(device: str) -> str:
-    """The device by its maker's name, or the CPU with the number of threads, which changes a picture's bytes."""
+    """The device by its maker's name, or the CPU with torch's number of threads, which changes a picture's bytes."""
     if kind(device) == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads)" if device == "cpu" else device
+        return f"{device} ({_torch().cuda.get_device_name(device)})"
+    return f"cpu ({_torch().get_num_threads()} threads)" if device == "cpu" and _torch() else device
 
 
 def memory_bytes(device: str) -> int:
     """What this process holds now: memory of the GPU, or of the machine where there is none."""
     if kind(device) == "cuda":
-        return torch.cuda.memory_reserved(device)
+        return int(_torch().cuda.memory_reserved(device))
     if kind(device) == "mps":
-        return torch.mps.driver_allocated_memory()
+        return int(_torch().mps.driver_allocated_memory())
     return int(psutil.Process().memory_info().rss)
 
 
 def weights_bytes(pipeline: Any) -> int:
     """Bytes of all weights of a pipeline's parts."""
-    parts = [part for part in pipeline.components.values() if isinstance(part, torch.nn.Module)]
+    parts = [part for part in pipeline.components.values() if isinstance(part, _torch().nn.Module)]
     tensors = {id(t): t for part in parts for t in (*part.parameters(), *part.buffers())}
     return sum(t.nbytes for t in tensors.values())
 
@@ -66,6 +79,8 @@ def weights_bytes(pipeline: Any) -> int:
 def release() -> None:
     """Give memory that nothing uses any more back to the device."""
     gc.collect()
+    if not (torch := _torch()):
+        return
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     elif torch.backends.mps.is_available():
@@ -74,7 +89,8 @@ def release() -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the device had not enough memory: torch has one error for CUDA, and sentences for the others."""
-    return isinstance(error, torch.OutOfMemoryError) or (
+    torch = _torch()
+    return (torch and isinstance(error, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and any(sentence in str(error) for sentence in _OUT_OF_MEMORY)
     )
 
@@ -93,7 +109,8 @@ def is_device_fault(error: BaseException) -> bool:
     """Whether the device failed, so that nothing this process does with it can be trusted any more."""
     if is_out_of_memory(error):
         return False
-    return isinstance(error, torch.AcceleratorError) or (
+    torch = _torch()
+    return (torch and isinstance(error, torch.AcceleratorError)) or (
         isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE_FAULTS)
     )
 

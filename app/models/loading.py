@@ -1,7 +1,4 @@
-"""Loading a model, whoever made it, and trying it once.
-
-Only the child of a worker imports it, for it imports torch.
-"""
+"""Loading a model, whoever made it, and trying it once."""
 
 import importlib
 from typing import cast
@@ -22,14 +19,13 @@ def load(spec: ModelSpec, settings: Settings) -> Model:
     Raises ModelLoadFailed, and torch's error when the model does not fit or the device failed.
     """
     device = devices.choose_device(settings.device)
-    devices.prepare(settings)
     try:
         if spec.is_python:
-            module = importlib.import_module(spec.source.removeprefix("python:"))
-            return cast("Model", module.load(spec, device))
+            return _own(spec, settings, device)
         # Deferred: a model of one's own may need no diffusers, which takes longer to import than torch.
         from app.models import pipelines
 
+        devices.prepare(settings)
         return pipelines.load(spec, settings, device)
     except ModelLoadFailed:
         raise
@@ -37,6 +33,16 @@ def load(spec: ModelSpec, settings: Settings) -> Model:
         if devices.is_out_of_memory(error) or devices.is_device_fault(error):
             raise
         raise ModelLoadFailed(f"{spec.model_version} cannot be loaded: {error}") from error
+
+
+def _own(spec: ModelSpec, settings: Settings, device: str) -> Model:
+    module = importlib.import_module(spec.source.removeprefix("python:"))
+    is_prepared = devices.prepare(settings)
+    model = cast("Model", module.load(spec, device))
+    if not is_prepared:
+        # It may have brought torch by now.
+        devices.prepare(settings)
+    return model
 
 
 def warm_up(model: Model, spec: ModelSpec) -> None:

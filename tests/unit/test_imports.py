@@ -12,8 +12,7 @@ from tests.stack import ROOT
 HEAVY = {"PIL", "torch", "diffusers", "transformers", "numpy", "accelerate", "safetensors", "google.cloud.storage"}
 # How the default model was made, and what only the child of a worker imports.
 NOT_FOR_ALL = (
-    "app/models/tiny_scenes/", "app/models/devices.py", "app/models/loading.py", "app/models/pipelines.py",
-    "app/models/residency.py", "app/__main__.py",
+    "app/models/tiny_scenes/", "app/models/pipelines.py", "app/__main__.py",
 )  # fmt: skip
 FILES = sorted(path.relative_to(ROOT) for path in (ROOT / "app").rglob("*.py"))
 MODULES = [
@@ -58,8 +57,8 @@ def test_a_start_of_one_command_waits_for_nothing_that_only_others_need():
     assert others & set(imported("app.cli")["modules"]) == set()
 
 
-def test_a_worker_whose_models_are_all_ones_own_waits_for_no_diffusers():
-    assert {"diffusers", "transformers"} & set(imported("app.models.residency")["modules"]) == set()
+def test_a_worker_whose_models_are_all_ones_own_waits_for_no_torch():
+    assert {"torch", "diffusers", "transformers"} & set(imported("app.models.residency")["modules"]) == set()
 
 
 def test_imports_reach_for_nothing():
