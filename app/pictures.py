@@ -24,9 +24,12 @@ MAX_SCANS = 100
 # Pillow makes objects of all segments of a JPEG and of all strips of a TIFF before it knows how large the picture is:
 # gigabytes, where millions of them have one byte each. 64k strips are as many as such a picture has rows.
 MAX_SEGMENTS = 100_000
+# Of these it makes one, copying what it has for each: a file has one, or a few.
+MAX_EXIF_SEGMENTS = 64
 MAX_STRIP_BYTES = 4 * 65_536
 # What may begin a segment; within a scan FF is followed by 00 or D0 to D7.
 _SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xda-\xfe]")
+_EXIF_SEGMENT = re.compile(rb"\xff\xe1..Exif\0\0", re.DOTALL)
 # Within a scan FF 00 is a byte; FF 01 and FF D0 to FF D8 have no length behind them; more FF before a marker fill up.
 _MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
 _SCAN, _END = b"\xda", b"\xd9"
@@ -87,10 +90,16 @@ def _opened(data: bytes, mode: str, what: str) -> Image.Image:
 
 
 def _check_parts(data: bytes, what: str) -> None:
-    if data[:2] == b"\xff\xd8" and len(list(islice(_SEGMENT.finditer(data), MAX_SEGMENTS))) == MAX_SEGMENTS:
-        raise InputInvalid(f"The {what} is a JPEG of more than {MAX_SEGMENTS} segments.")
+    if data[:2] == b"\xff\xd8" and (
+        _many(_SEGMENT, data, MAX_SEGMENTS) or _many(_EXIF_SEGMENT, data, MAX_EXIF_SEGMENTS)
+    ):
+        raise InputInvalid(f"The {what} is a JPEG of too many segments.")
     if data[:4] in PREFIXES and _strip_bytes(data) > MAX_STRIP_BYTES:
         raise InputInvalid(f"The {what} is a TIFF of too many strips or tiles; save it with larger ones.")
+
+
+def _many(part: re.Pattern[bytes], data: bytes, most: int) -> bool:
+    return len(list(islice(part.finditer(data), most + 1))) > most
 
 
 def _strip_bytes(data: bytes) -> int:

@@ -144,11 +144,7 @@ def main(settings: Settings) -> int:
         hostname=name, queues=[queue], loglevel=settings.log_level, redirect_stdouts=False, quiet=True, **alone
     )
     _speak_as_one()
-    # Celery would start itself anew, by a way in that is not ours.
-    celery.apps.worker.install_worker_restart_handler = partial(  # type: ignore[attr-defined]
-        celery.apps.worker.install_worker_term_handler,  # type: ignore[attr-defined]
-        sig="SIGHUP",
-    )
+    _hear_of_hang_ups()
     signals.worker_shutting_down.connect(lambda **_: _leave_within(settings.worker_grace, worker), weak=False)
     worker.start()
     with suppress(StoreUnavailable):
@@ -169,6 +165,16 @@ def _speak_as_one() -> None:
     os.environ.pop("_MP_FORK_LOGLEVEL_", None)
     # Celery's farewell; `worker.stopping` says the same.
     celery.apps.worker.safe_say = lambda *_: None  # type: ignore[attr-defined]
+
+
+def _hear_of_hang_ups() -> None:
+    """SIGHUP stops a worker, unless whoever started it said that it is to be ignored (nohup).
+
+    Celery would start itself anew, by a way in that is not ours.
+    """
+    stop = partial(celery.apps.worker.install_worker_term_handler, sig="SIGHUP")  # type: ignore[attr-defined]
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    celery.apps.worker.install_worker_restart_handler = (lambda _: None) if ignored else stop  # type: ignore[attr-defined]
 
 
 def _leave_within(seconds: float, worker: Any) -> None:

@@ -121,12 +121,18 @@ def test_a_worker_that_is_told_to_stop_while_it_loads_its_models_leaves_without_
     assert not worker.wrote("darkroom:")
 
 
-def test_a_worker_whose_terminal_is_gone_stops_as_if_it_was_told_to(stack):
+def test_a_worker_whose_terminal_is_gone_stops_as_if_it_was_told_to_unless_under_nohup(stack):
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     worker = stack.start("worker")
-    until(lambda: worker.wrote("worker.ready"), 60, "it is ready")
-    worker.process.send_signal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    lasting = stack.start("worker-2")
+    signal.signal(signal.SIGHUP, before)
+    for each in (lasting, worker):
+        until(lambda each=each: each.wrote("worker.ready"), 60, "it is ready")
+        each.process.send_signal(signal.SIGHUP)
     assert worker.process.wait(20) == 0
     assert worker.wrote("worker.stopping")
+    assert not lasting.wrote("worker.stopping")
 
 
 def told_to_stop(process):

@@ -143,10 +143,14 @@ def test_a_file_of_millions_of_parts_is_refused_before_they_are_counted_out():
     assert decode(strips(1000)).size == (3, 1000)
     with pytest.raises(InputInvalid, match="TIFF of too many strips"):
         decode(strips(300_000))
-    head = picture((8, 8), kind="JPEG")[:2]
-    with pytest.raises(InputInvalid, match="more than 100000 segments"):
+    head, rest = (whole := picture((8, 8), kind="JPEG"))[:2], whole[2:]
+    with pytest.raises(InputInvalid, match="too many segments"):
         # None is an end to Pillow, which looks for a scan.
-        decode(head + b"\xff\xd9" + 100_000 * b"\xff\xe0\x00\x02" + picture((8, 8), kind="JPEG")[2:])
+        decode(head + b"\xff\xd9" + 100_000 * b"\xff\xe0\x00\x02" + rest)
+    exif = b"\xff\xe1\x00\x08Exif\0\0"
+    assert decode(head + 9 * exif + rest).size == (8, 8)
+    with pytest.raises(InputInvalid, match="too many segments"):
+        decode(head + 65 * exif + rest)
 
 
 def test_what_looks_like_a_scan_beside_or_behind_the_picture_is_none():

@@ -4,4 +4,4 @@ FROM ${BASE_IMAGE}
 COPY requirements/celery-exporter.txt /
 RUN pip install --require-hashes --no-deps -r /celery-exporter.txt
 USER 1000:1000
-CMD ["python", "-c", "from src.cli import cli; cli()"]
+CMD ["python", "-c", "from src.cli import cli; cli(auto_envvar_prefix='CE')"]
