@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, urlsplit
 
 import requests
@@ -26,6 +26,8 @@ import urllib3
 from app import __version__
 from app.errors import ApiError
 from app.loopback import is_loopback
+
+T = TypeVar("T")
 
 __all__ = ["ApiError", "Client", "Event", "write"]
 
@@ -107,9 +109,9 @@ class Client:
         except ApiError:
             # It would count as unfinished until its upload's time is over; then it goes by itself.
             with suppress(ApiError):
-                self.cancel(ticket["task_id"])
+                self._patiently(lambda: self.cancel(ticket["task_id"]))
             raise
-        return self.start(ticket["task_id"])
+        return self._patiently(lambda: self.start(ticket["task_id"]))
 
     def upload(self, ticket: dict[str, Any], data: bytes, name: str = "upload_url") -> None:
         """PUT a picture to the signed URL that the ticket holds under this name."""
@@ -201,12 +203,7 @@ class Client:
 
     def image(self, task_id: str, index: int = 0) -> bytes:
         """The picture, as PNG. What passes is waited for, for up to a minute: the picture is there already."""
-        until = time.monotonic() + PATIENCE
-        while True:
-            try:
-                return self._call("GET", f"/tasks/{_part(task_id)}/images/{index}").content
-            except ApiError as error:
-                self._pause(error, until)
+        return self._patiently(lambda: self._call("GET", f"/tasks/{_part(task_id)}/images/{index}").content)
 
     def save(self, task_id: str, path: Path, index: int = 0, *, overwrite: bool = True) -> Path:
         """Write the picture to a file, whole or not at all; raises OSError, FileExistsError without `overwrite`."""
@@ -247,9 +244,14 @@ class Client:
 
     def _task(self, task_id: str, wait: float, until: float) -> dict[str, Any]:
         """The task document; a service that is busy, or away for a while, is asked again until then."""
+        return self._patiently(lambda: self.task(task_id, max(min(wait, until - time.monotonic()), 0)), until)
+
+    def _patiently(self, ask: Callable[[], T], until: float | None = None) -> T:
+        """Ask again while what keeps the service from answering may pass, for up to a minute."""
+        until = until or time.monotonic() + PATIENCE
         while True:
             try:
-                return self.task(task_id, max(min(wait, until - time.monotonic()), 0))
+                return ask()
             except ApiError as error:
                 self._pause(error, until)
 

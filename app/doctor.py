@@ -113,12 +113,14 @@ def _of_the_service(role: str) -> list[Finding]:
         settings = settings_module.load()
     except DarkroomError as error:
         return [Finding("settings", ok=False, detail=str(error).replace("\n", "; "), advice="see config/README.md")]
+    catalogue = _check("catalogue", lambda: _catalogue(settings), "correct MODELS_FILE")
     return [
         Finding("settings", ok=True, detail=f"{len(settings_module.given())} set, none wrong"),
         _check("redis", lambda: redis(settings), "start it, or correct REDIS_URL"),
-        _check("broker", lambda: broker(settings), "start it, or correct BROKER_URL"),
+        # Its queues are the catalogue's.
+        *([_check("broker", lambda: broker(settings), "start it, or correct BROKER_URL")] if catalogue.ok else []),
         _check("storage", lambda: storage(settings, role), "correct STORAGE_URL, or this account's rights"),
-        _check("catalogue", lambda: _catalogue(settings), "correct MODELS_FILE"),
+        catalogue,
     ]
 
 

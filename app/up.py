@@ -252,7 +252,9 @@ def _check(settings: Settings) -> None:
     check_door(settings)
     if settings.api_keys_file and not load_client().api_key:
         raise UpError("API_KEYS_FILE is set, so that the first picture needs a key too: DARKROOM_API_KEY holds it")
-    load_catalogue(settings.models_file, settings.default_model_version)
+    if settings.metrics_bind:
+        raise UpError("METRICS_BIND: worker and courier, both on this machine, would tell their numbers at one address")
+    _check_models(settings)
     place = urlsplit(settings.storage_url)
     if place.scheme == "file":
         try:
@@ -262,6 +264,15 @@ def _check(settings: Settings) -> None:
             raise UpError(f"STORAGE_URL: {place.path} cannot be written: {error.strerror}") from None
         if shutil.disk_usage(place.path).free < NEEDED_BYTES:
             raise UpError(f"STORAGE_URL: {_disk_full(Path(place.path))}")
+
+
+def _check_models(settings: Settings) -> None:
+    default = load_catalogue(settings.models_file, settings.default_model_version).default
+    if settings.worker_queue not in ("", default.queue):
+        raise UpError(
+            f"WORKER_QUEUE: {settings.worker_queue} does not serve {default.model_version}, of which the first picture "
+            "is to be; DEFAULT_MODEL_VERSION names one that it serves"
+        )
 
 
 def _check_given(settings: Settings, given: Mapping[str, str]) -> None:

@@ -67,7 +67,9 @@ def _entries(path: str) -> list[Any]:
     try:
         document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise SettingsError(f"{path} cannot be read: {error}") from None
+        raise SettingsError(
+            f"MODELS_FILE: {path} cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     entries = document.get("models") if isinstance(document, dict) else None
     if not isinstance(entries, list) or not entries:
         raise SettingsError(f"{path}: there must be a list `models` with at least one entry")

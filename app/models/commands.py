@@ -27,7 +27,10 @@ def list_models(output: Output, *, digests: bool) -> int:
 
 @click.command()
 @click.argument("model_versions", nargs=-1)
-@click.option("--device", default="", help="Fetch what this kind of device loads: cuda, mps or cpu. Default: DEVICE.")
+@click.option(
+    "--device", type=click.Choice(["", "cuda", "mps", "cpu"]), default="", metavar="KIND",
+    help="Fetch what this kind of device loads: cuda, mps or cpu. Default: DEVICE.",
+)  # fmt: skip
 @answers
 def prefetch(output: Output, model_versions: tuple[str, ...], device: str) -> int:
     """Fetch models to this machine.

@@ -312,20 +312,22 @@ def refuse_or_go_on(route, lapsed):
 
 @pytest.fixture(scope="module")
 def locked(tmp_path_factory):
-    """A stack that works for those who have a key, and a key."""
+    """A stack that works for those who have a key, a key, and one of a low rate."""
     from app.keys import new_key
 
     folder = tmp_path_factory.mktemp("locked")
-    key, caller = new_key("visitor")
+    (key, caller), (slow, slow_caller) = new_key("visitor"), new_key("slow", rate="1/second")
     keys = folder / "keys.yaml"
-    keys.write_text(f"callers:\n  - {caller.model_dump_json()}\n")
+    keys.write_text(
+        "".join(f"{line}\n" for line in ("callers:", *(f"  - {c.model_dump_json()}" for c in (caller, slow_caller))))
+    )
     settings = {"API_KEYS_FILE": str(keys), "DEFAULT_MODEL_VERSION": "steady"}
     with embedded(folder) as backend, Stack(folder, key=key, **backend, **settings) as stack:
-        yield stack.start_all("steady"), key
+        yield stack.start_all("steady"), key, slow
 
 
 def test_who_has_no_key_is_asked_for_one_and_then_comes_in(visit, locked):
-    stack, key = locked
+    stack, key, _ = locked
     page = visit(stack.url, faults=["401"])
     expect(page.see("#door")).to_contain_text("those who have a key")
     assert_accessible(page)
@@ -343,7 +345,7 @@ def test_who_has_no_key_is_asked_for_one_and_then_comes_in(visit, locked):
 
 
 def test_a_key_lasts_as_long_as_the_tab_and_can_be_forgotten(visit, locked):
-    stack, key = locked
+    stack, key, _ = locked
     page = visit(stack.url, faults=["401"])
     page.see("#door")
     page.tab.locator("#key").fill(key)
@@ -353,3 +355,16 @@ def test_a_key_lasts_as_long_as_the_tab_and_can_be_forgotten(visit, locked):
     page.see("#forget-key").click()
     page.see("#door")
     until(lambda: page.tab.evaluate("sessionStorage.length + localStorage.length") == 0, 10, "nothing is kept")
+
+
+def test_a_key_of_a_low_rate_makes_the_page_slow_and_nothing_worse(visit, locked):
+    stack, _, slow = locked
+    page = visit(stack.url, faults=["401", "429"])
+    page.see("#door")
+    page.tab.locator("#key").fill(slow)
+    page.tab.keyboard.press("Enter")
+    expect(page.tab.locator("#model")).not_to_have_value("")
+    page.drop(picture())
+    page.hand_in()
+    page.see_stage("done")
+    expect(page.tab.locator("#refusal")).to_be_empty()

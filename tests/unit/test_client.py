@@ -171,6 +171,21 @@ def test_an_input_that_is_too_large_is_not_sent(server, client):
     assert [path for _, path, _, _ in server.requests] == ["/generate", "/tasks/t/cancel"]
 
 
+def test_a_picture_that_is_there_is_started_as_soon_as_the_rate_allows(server, client, monkeypatch):
+    monkeypatch.setattr("app.client.PAUSE", 0.01)
+    ticket = {
+        **PENDING,
+        "upload_url": f"{server.url}/put",
+        "upload_method": "PUT",
+        "upload_headers": {},
+        "upload_max_bytes": 9,
+    }
+    busy = says({"detail": "At most 1 requests per second."}, 429, Retry_After="0")
+    server.answers += [says(ticket, 202), raw(b""), busy, busy, says(PENDING, 202)]
+    assert client.generate("x", input_image=b"123") == PENDING
+    assert [path for _, path, _, _ in server.requests[2:]] == ["/tasks/t/start"] * 3
+
+
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
 def test_what_json_cannot_hold_is_not_told_of_the_service(server, client, number):
     assert "not finite" in str(refused(client.generate, "x", guidance_scale=number))

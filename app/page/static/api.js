@@ -7,6 +7,10 @@ const KEY = "darkroom-key";
 // opened (localhost, say), and only under that name is it the same origin.
 const storedHere = document.documentElement.dataset.storage === "";
 
+// A key's rate is soon kept: what comes too soon is sent again, this often at most.
+const TRIES = 5;
+const LONGEST_PAUSE = 5;
+
 let asking = null;
 
 /** A refusal: `problem` is the API's problem document, or made here when nothing answered. */
@@ -30,10 +34,11 @@ export async function call(method, path, body) {
 
 /** The API's answer, not yet read; raises Refusal. Asks for a key as long as the API wants another one. */
 export async function send(path, options = {}) {
-  for (;;) {
+  for (let tries = 1; ; tries += 1) {
     const key = sessionStorage.getItem(KEY);
     const response = await reach(path, { ...options, headers: { ...options.headers, ...authorization(key) } });
     if (response.ok) return response;
+    if (tries < TRIES && (await isOnlyTooSoon(response))) continue;
     if (response.status !== 401) throw new Refusal(await problemOf(response));
     // Another request may have asked in the meantime.
     if (key === sessionStorage.getItem(KEY)) await newKey(key !== null);
@@ -78,6 +83,15 @@ async function reach(path, options) {
     if (error.name === "AbortError") throw error;
     throw new Refusal({ detail: "Darkroom does not answer. Is the connection there?", code: "unreachable" });
   }
+}
+
+/** Whether a key's rate was the only reason; then its time is over by now. */
+async function isOnlyTooSoon(response) {
+  const seconds = Number(response.headers.get("Retry-After"));
+  if (response.status !== 429 || !(seconds > 0 && seconds <= LONGEST_PAUSE)) return false;
+  if ((await problemOf(response.clone())).code !== "rate_limited") return false;
+  await new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+  return true;
 }
 
 async function newKey(wasWrong) {

@@ -105,11 +105,11 @@ def test_doctor_looks_at_the_services_own_connections_where_its_settings_are(dar
 def test_doctor_says_what_fails_why_and_what_to_do(darkroom, stack, tmp_path):
     (tmp_path / "file").write_text("")
     dead, folder = free_port(), tmp_path / "file" / "folder"
-    wrong = {"REDIS_URL": f"redis://:hunter2@127.0.0.1:{dead}/0", "STORAGE_URL": f"file://{folder}", "MODELS_FILE": "x"}
+    wrong = {"REDIS_URL": f"redis://:hunter2@127.0.0.1:{dead}/0", "STORAGE_URL": f"file://{folder}"}
     wrong["BROKER_URL"] = f"amqp://me:hunter2@127.0.0.1:{dead}//"
     done = ended(darkroom("doctor", **{**stack.settings, **wrong, "DARKROOM_URL": f"http://127.0.0.1:{dead}"}), 1)
     failed = {line.split()[1]: line for line in done.stdout.splitlines() if line.startswith("failed")}
-    assert set(failed) == {"web", "redis", "broker", "storage", "catalogue"}
+    assert set(failed) == {"web", "redis", "broker", "storage"}
     assert "refused" in failed["redis"]
     assert all(" -> " in line for line in failed.values())
     assert "hunter2" not in done.stdout + done.stderr
