@@ -21,10 +21,19 @@ class Consumer(consumer.Consumer):
         def on_message(message: Any) -> None:
             try:
                 read(message.headers, message.content_type, message.body)
-            except Unreadable as error:
-                log.warning("message.unreadable", reason=str(error))
-                message.reject_log_error(get_logger(__name__), self.connection_errors)  # type: ignore[attr-defined]
-            else:
                 handle(message)
+            except Unreadable as error:
+                self._refuse(message, str(error))
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                # Celery's own headers hold what it cannot read: that would end this worker, and the next.
+                self._refuse(message, f"Celery cannot read its headers ({type(error).__name__})")
 
         return on_message
+
+    def on_invalid_task(self, _: Any, message: Any, error: Exception) -> None:
+        """Not by Celery's own way, which logs the message, and so its prompt."""
+        self._refuse(message, f"Celery cannot read it ({type(error).__name__})")
+
+    def _refuse(self, message: Any, reason: str) -> None:
+        log.warning("message.unreadable", reason=reason)
+        message.reject_log_error(get_logger(__name__), self.connection_errors)  # type: ignore[attr-defined]

@@ -95,12 +95,21 @@ class Courier:
         with self._if_open("all"):
             for queue in self._services.catalogue.queues():
                 self._each(self._without_message(queue), self._publish)
-            self._services.quarantine.collect()
+            self._apart(self._services.quarantine.collect)
         # Last: each of them is a question to the bucket, which may be slow.
         self._look_for_uploads()
         self._clear()
         if not self._closed:
             metrics.SWEEP.set_to_current_time()
+
+    def _apart(self, part: Callable[[], None]) -> None:
+        """A mistake in this part must not end the sweep; an outage does."""
+        try:
+            part()
+        except DarkroomError:
+            raise
+        except Exception:
+            log.exception("sweep.part_failed")
 
     def _publish(self, job: Job) -> None:
         """Unless this sweep knows already that its queue is closed: each further try would take its time."""

@@ -7,6 +7,12 @@ from app.errors import DarkroomError
 from app.record import Job
 from app.tasks import GENERATE
 
+# Of Celery's own headers those that it reads before it asks us; it fails at values that it does not expect.
+_AS_SENT: dict[str, tuple[Any, ...]] = {
+    "eta": (None,), "expires": (None,), "timelimit": (None, [None, None]), "retries": (None, 0),
+    "stamped_headers": (None, []), "stamps": (None, {}),
+}  # fmt: skip
+
 
 class Unreadable(DarkroomError):
     """A message that asks for no job of ours; the text says why and repeats nothing of it."""
@@ -16,6 +22,8 @@ def read(headers: Any, content_type: str, body: Any) -> Job:
     """The job that this message asks for; raises Unreadable."""
     if not isinstance(headers, dict) or headers.get("task") != GENERATE:
         raise Unreadable("its headers name no task of ours")
+    if any(headers.get(name) not in found for name, found in _AS_SENT.items()):
+        raise Unreadable("its headers ask of Celery what no message of ours does")
     if content_type != "application/json":
         raise Unreadable("it is not in JSON")
     job = _job(body, headers.get("deadline_at"))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from app.params import Params
 
@@ -98,16 +98,30 @@ class Job:
     @classmethod
     def from_message(cls, message: dict[str, Any], deadline_at: float | None = None) -> "Job":
         """The queued job that `message()` described, and the deadline that it had."""
-        own = {key: message[key] for key in _OWN if key in message}
+        own = {key: message[key] for key in _OWN if key in message} | {"deadline_at": deadline_at}
         params = Params.model_validate({k: v for k, v in message.items() if k not in own})
-        return cls(params=params, deadline_at=deadline_at, **own)
+        return cls(params=params, **_Own.model_validate(own).model_dump(exclude_unset=True))
 
 
-# What of a message is the job's own; the rest are its parameters.
-_OWN = (
-    "task_id", "queue", "deadline_seconds", "max_attempts", "client_ref", "caller", "rerun_of", "traceparent",
-    "webhook_url", "webhook_events",
-)  # fmt: skip
+class _Own(BaseModel):
+    """What of a message is the job's own; the rest are its parameters. Who writes messages may be a stranger."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    task_id: str = Field(min_length=1, max_length=100)
+    queue: str
+    deadline_seconds: float = Field(0, ge=0, le=1e9)
+    deadline_at: float | None = Field(None, ge=0, le=1e12)
+    max_attempts: int = Field(0, ge=1, le=100)
+    client_ref: str | None = None
+    caller: str = ""
+    rerun_of: str | None = None
+    traceparent: str | None = Field(None, pattern="^[0-9a-f]+(-[0-9a-f]+){3}$")
+    webhook_url: str | None = None
+    webhook_events: list[str] = []
+
+
+_OWN = _Own.model_fields.keys() - {"deadline_at"}
 _TIMES = {
     "created_at", "queued_at", "started_at", "finished_at", "expires_at", "deadline_at", "upload_expires_at",
     "deadline_seconds", "upload_seconds",

@@ -34,6 +34,13 @@ def unreadable():
     yield b"\x80\x04K\x01.", ours, "application/x-python-serialize"
     yield json.dumps([[], {"message": {**message, "prompt": 7}}, {}]).encode(), ours, "application/json"
     yield json.dumps([[], {"message": message}, {}]).encode(), ours, "application/json"
+    for wrong in ({"caller": {"a": 1}}, {"max_attempts": 1e300}, {"traceparent": "x"}):
+        yield json.dumps([[], {"message": {**message, **wrong}}, {}]).encode(), ours, "application/json"
+    # Jobs as they should be, but for what Celery itself reads.
+    for header in ({"eta": "soon"}, {"timelimit": {"a": 1}}, {"expires": []}):
+        message = job(queue="gen.test", model_version="steady").message()
+        right = json.dumps([[], {"message": message}, {}]).encode()
+        yield right, {**ours, "id": message["task_id"], **header}, "application/json"
 
 
 RAW = [b"by hand", b"\xff\xfe", b"null", b"[1, 2]", b"{}", b'{"properties": {"delivery_tag": "1"}}', b"[" * 100_000]

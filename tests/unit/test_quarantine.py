@@ -58,12 +58,41 @@ def exhausted(services):
         ({"body": b"[[], {}, {}]"}, "its body holds no job"),
         ({"body": b'[[], {"message": {"task_id": "x", "prompt": 7}}, {}]'}, "its body holds no job"),
         ({"headers": {"task": GENERATE, "id": "another"}}, "its header and its body name different tasks"),
+        ({"headers": {"task": GENERATE, "id": "x", "eta": "soon"}}, "its headers ask of Celery"),
+        ({"headers": {"task": GENERATE, "id": "x", "timelimit": [1, 2, 3]}}, "its headers ask of Celery"),
+        ({"headers": {"task": GENERATE, "id": "x", "deadline_at": "soon"}}, "its body holds no job"),
     ],
 )
 def test_what_asks_for_no_job_of_ours_is_unreadable(changes, reason):
     letter = letter_of(job(), **changes)
     with pytest.raises(Unreadable, match=reason):
         read(letter.headers, letter.content_type, letter.body)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("caller", {"a": 1}), ("caller", True), ("queue", 7), ("max_attempts", 1e300), ("max_attempts", 0),
+        ("deadline_seconds", "x"), ("traceparent", "none"), ("webhook_events", "completed"), ("task_id", ""),
+    ],
+)  # fmt: skip
+def test_what_is_no_jobs_own_is_unreadable(field, value):
+    message = {**job().message(), field: value}
+    body = json.dumps([[], {"message": message}, {}]).encode()
+    with pytest.raises(Unreadable, match="its body holds no job"):
+        read({"task": GENERATE, "id": message["task_id"]}, "application/json", body)
+
+
+def test_a_mistake_in_what_collects_them_does_not_keep_the_sweep_from_the_rest(services, monkeypatch):
+    def fail():
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(services.quarantine, "collect", fail)
+    swept = []
+    courier = Courier(services)
+    monkeypatch.setattr(courier, "_look_for_uploads", lambda: swept.append("uploads"))
+    courier.sweep()
+    assert swept == ["uploads"]
 
 
 def test_a_message_of_ours_is_read():
