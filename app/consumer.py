@@ -1,15 +1,26 @@
-"""The worker's ear: Celery's, but what it cannot read it refuses, so that the broker puts it into quarantine."""
+"""The worker's ear: Celery's, but what it cannot read it refuses, so that the broker puts it into quarantine.
 
+And one that notices that it hears nothing more.
+"""
+
+import socket
+import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import structlog
 from celery.utils.log import get_logger
 from celery.worker import consumer
+from celery.worker import state as celery_state
 
 from app.messages import Unreadable, read
 
 log = structlog.get_logger("darkroom.consumer")
+
+# How often a worker that does nothing looks whether there is something to do, and how long it may see that in vain.
+LOOK_SECONDS = 2
+UNHEARD_SECONDS = 15
 
 
 class Consumer(consumer.Consumer):
@@ -37,3 +48,27 @@ class Consumer(consumer.Consumer):
     def _refuse(self, message: Any, reason: str) -> None:
         log.warning("message.unreadable", reason=reason)
         message.reject_log_error(get_logger(__name__), self.connection_errors)  # type: ignore[attr-defined]
+
+
+def keep_hearing(worker: Any, waits: Callable[[], bool]) -> None:
+    """For a thread: connect anew when messages wait (`waits()`), and this worker, which does nothing, is given none.
+
+    RabbitMQ does so after a queue was deleted while a message of it was at work, and made again at once: what the new
+    queue sends on the old one's channel gets lost on the way.
+    """
+    since = time.monotonic()
+    while True:
+        time.sleep(LOOK_SECONDS)
+        if celery_state.reserved_requests or not waits():
+            since = time.monotonic()
+        elif time.monotonic() - since > UNHEARD_SECONDS:
+            log.warning("worker.hears_nothing")
+            _hang_up(worker)
+            since = time.monotonic()
+
+
+def _hang_up(worker: Any) -> None:
+    """As if the broker had: Celery comes back from that by itself."""
+    # No connection, or one that has just ended, is about to be made anew already.
+    with suppress(AttributeError, OSError):
+        worker.consumer.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)

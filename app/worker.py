@@ -25,7 +25,8 @@ from celery.worker import state as celery_state
 
 from app import alive, metrics, telemetry, tracing
 from app import settings as settings_module
-from app.errors import DeviceLost, ModelLoadFailed, SettingsError, StoreUnavailable
+from app.consumer import keep_hearing
+from app.errors import BrokerUnavailable, DeviceLost, ModelLoadFailed, SettingsError, StoreUnavailable
 from app.generate import Runner
 from app.line import Line
 from app.record import Job
@@ -146,6 +147,10 @@ def main(settings: Settings) -> int:
     _speak_as_one()
     _hear_of_hang_ups()
     signals.worker_shutting_down.connect(lambda **_: _leave_within(settings.worker_grace, worker), weak=False)
+    if not settings.embedded:
+        # Without a worker's patience, as the registry.
+        watching = build(settings, "courier")
+        _later(0, keep_hearing, worker, lambda: _has_messages(watching, queue))
     worker.start()
     with suppress(StoreUnavailable):
         # A store that is away will miss this one by itself.
@@ -156,6 +161,13 @@ def main(settings: Settings) -> int:
         raise ModelLoadFailed(worker.exitcode)
     # Celery forgets with which status it was told to terminate.
     return int(EX_FAILURE if _gave_up.is_set() else worker.exitcode or 0)
+
+
+def _has_messages(services: Services, queue: str) -> bool:
+    """Asked of Redis first: mostly there is nothing."""
+    with suppress(StoreUnavailable, BrokerUnavailable):
+        return services.jobs.queue_depth(queue) > 0 and services.waiting(queue) > 0
+    return False
 
 
 def _speak_as_one() -> None:

@@ -133,6 +133,20 @@ def test_a_queue_that_is_deleted_behind_the_web_tiers_back_costs_no_job(stack):
     assert stack.client.wait(ticket, 60)["status"] == "SUCCEEDED"
 
 
+def test_a_queue_that_is_deleted_while_a_job_of_it_is_at_work_costs_no_job(stack):
+    stack.start_all("steady")
+    first = submit(stack, 1, steps=150)
+    running(stack, first)
+    with kombu.Connection(stack.settings["BROKER_URL"]) as connection, connection.channel() as channel:
+        channel.queue_delete("gen.test")
+    # Made again at once by the web tier, it gives its messages to none who consumed from the one before.
+    others = submit(stack, 3, steps=1)
+    until(lambda: finished(stack, first), 30, "the one at work is done")
+    # A turn takes the others from the line; these have messages alone to be had by.
+    others += submit(stack, 3, steps=1)
+    until(lambda: finished(stack, others), 60, "all are done")
+
+
 def test_a_worker_told_to_stop_hands_its_job_to_another(stack):
     stack.start("web")
     stack.start("courier")
