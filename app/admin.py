@@ -83,13 +83,14 @@ def register(app: OpenAPI, services: Services) -> None:
         except Exception:
             quarantine.put_back(entry)
             raise
+        quarantine.remove(entry)
         return answer(Requeued(id=entry.id, task_id=task_id), 202)
 
     @app.delete("/admin/quarantine/<string:entry_id>", tags=[ADMIN], responses=responses({204: None}, 403, 404, 503))
     def drop(path: EntryPath) -> Response:
         """Take an entry out for good. A task stays FAILED, and is kept as long as any other."""
         _operator()
-        quarantine.drop(path.entry_id)
+        quarantine.remove(quarantine.take(path.entry_id))
         return Response(status=204)
 
 
@@ -106,7 +107,8 @@ def _requeue(entry: Entry, services: Services) -> str | None:
         return None
     # Its caller's task again, whatever else that caller has open by now.
     owner = Caller.model_construct(name=entry.job.caller, sha256="", open_tasks=0)
-    return Intake(services).rerun(entry.job, owner).job.task_id
+    # Under a key, so that it is one new task also where this process is killed before the entry is removed.
+    return Intake(services).rerun(entry.job, owner, f"requeue:{entry.id}").job.task_id
 
 
 def _document(entry: Entry) -> QuarantineEntry:

@@ -296,6 +296,10 @@ class JobStore:
             ask(lambda: self._redis.pexpire(key, milliseconds, lt=True))
         return taken
 
+    def unlock(self, name: str) -> None:
+        """End a lock before its time."""
+        ask(lambda: self._redis.delete(f"lock:{name}"))
+
     def ping(self) -> None:
         """Raises StoreUnavailable when Redis does not answer."""
         ask(self._redis.ping)

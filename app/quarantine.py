@@ -26,6 +26,8 @@ TASKS, MESSAGES = "jobs:quarantine", "quarantine:messages"
 MAX_BODY_BYTES = 256 * 1024
 # Those beyond it stay in the broker's own queue.
 MAX_MESSAGES = 500
+# For which an entry is one operator's, who may be gone by then.
+TAKEN_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -74,30 +76,32 @@ class Quarantine:
         return cast("list[tuple[str, float]]", found)
 
     def take(self, entry_id: str) -> Entry:
-        """Take an entry out, for the one caller who then decides about it; raises EntryNotFound."""
+        """An entry, for the one caller who decides about it now; raises EntryNotFound.
+
+        It stays here until that is done (`remove`): whoever decides may be killed over it.
+        """
         for index in (TASKS, MESSAGES):
             since = ask(partial(self._redis.zscore, index, entry_id))
             entry = None if since is None else self._read(entry_id, since)
-            if entry and ask(partial(self._redis.zrem, index, entry_id)):
+            if entry and self._jobs.lock(_key(entry_id), TAKEN_SECONDS):
                 return entry
-        raise EntryNotFound(f"Nothing of the id {entry_id} is in quarantine.")
+        raise EntryNotFound(f"Nothing of the id {entry_id} is in quarantine, or someone else is dealing with it.")
 
     def put_back(self, entry: Entry) -> None:
         """What was taken could not be dealt with."""
-        index = MESSAGES if entry.letter else TASKS
-        ask(lambda: self._redis.zadd(index, {entry.id: entry.quarantined_at}))
+        self._jobs.unlock(_key(entry.id))
 
-    def drop(self, entry_id: str) -> None:
-        """Take an entry out for good; a task's record stays as long as any other. Raises EntryNotFound."""
-        self.take(entry_id)
-        ask(lambda: self._redis.delete(_key(entry_id)))
+    def remove(self, entry: Entry) -> None:
+        """It is dealt with; a task's record stays as long as any other."""
+        ask(lambda: self._redis.zrem(MESSAGES if entry.letter else TASKS, entry.id))
+        ask(lambda: self._redis.delete(_key(entry.id)))
+        self._jobs.unlock(_key(entry.id))
 
     def send_again(self, entry: Entry) -> None:
         """Put a message that was taken back into its queue; raises NotRequeuable, BrokerUnavailable."""
         if entry.letter is None or len(entry.letter.body) >= MAX_BODY_BYTES:
             raise NotRequeuable("The message is longer than what is kept of it; drop it.")
         self._broker.send_again(entry.letter)
-        ask(lambda: self._redis.delete(_key(entry.id)))
 
     def _room(self) -> int:
         messages = int(ask(lambda: self._redis.zcard(MESSAGES)))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -197,6 +198,23 @@ def test_what_cannot_be_queued_now_stays_in_quarantine(services, exhausted):
     client = create_app(dataclasses.replace(services, publish=refuse)).test_client()
     assert_problem(client.post(f"/admin/quarantine/{exhausted}/requeue"), 503, "broker_unavailable")
     assert [entry["id"] for entry in client.get("/admin/quarantine").json["entries"]] == [exhausted]
+
+
+def test_who_is_killed_over_a_requeue_leaves_it_to_the_next_who_makes_no_second_task(
+    services, client, exhausted, monkeypatch
+):
+    def killed(_):
+        raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(services.quarantine, "remove", killed)
+        with pytest.raises(SystemExit):
+            client.post(f"/admin/quarantine/{exhausted}/requeue")
+    assert client.post(f"/admin/quarantine/{exhausted}/requeue").status_code == 404
+    services.redis.delete(f"lock:quarantine:{exhausted}")
+    (first,) = (i for i, _ in services.jobs.of("alice", math.inf, 9) if i != exhausted)
+    assert client.post(f"/admin/quarantine/{exhausted}/requeue").json["task_id"] == first
+    assert client.get("/admin/quarantine").json["entries"] == []
 
 
 def test_what_is_dropped_is_gone(services, letters, client, exhausted):
