@@ -19,41 +19,31 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, NoReturn
-from urllib.parse import urlsplit
 
-from pydantic import ValidationError
 from rich.console import Console
 
-from app import doctor
-from app.callers import check_door
+from app import preflight
 from app.client import Client
 from app.developing import describe, progress, words_of
-from app.errors import ApiError, DarkroomError, reason
-from app.models import load_catalogue
-from app.schemas import GenerateRequest
-from app.settings import CONFIG, Settings, load, load_client
+from app.errors import ApiError
+from app.preflight import UpError
+from app.settings import CONFIG, load, load_client
 
 ROOT = CONFIG.parent
 VAR = ROOT / "var" / "up"
 START_SECONDS = 300
-NEEDED_BYTES = 100_000_000
 # The supervisor has started all of them by then, unless something keeps it.
 SETTLE_SECONDS = 5
 # Beyond WORKER_GRACE, before the supervisor ends a worker by force.
 WORKER_PATIENCE = 10
 
 
-class UpError(DarkroomError):
-    """What keeps the stack from running, in one sentence."""
-
-
 def main(prompt: str, *, once: bool) -> int:
     """Start everything, make one picture, serve until Ctrl-C unless `once`, stop everything; the exit status."""
     _on_stop(_interrupt)
     console = Console(highlight=False, soft_wrap=True)
-    _check_prompt(prompt)
+    preflight.prompt(prompt)
     try:
         with _only_one(), _stack(_environment()) as stack, _telling(console):
             _first_picture(stack, prompt, console)
@@ -63,7 +53,7 @@ def main(prompt: str, *, once: bool) -> int:
         console.print("Stopped.")
         return 130 if once else 0
     except OSError as error:
-        raise UpError(_disk_full(VAR) if error.errno == errno.ENOSPC else str(error)) from error
+        raise UpError(preflight.disk_full(VAR) if error.errno == errno.ENOSPC else str(error)) from error
     return 0
 
 
@@ -187,18 +177,10 @@ def _supervisors_log() -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _check_prompt(prompt: str) -> None:
-    """Refuse now what the API would refuse once everything runs."""
-    try:
-        GenerateRequest(prompt=prompt)
-    except ValidationError as error:
-        raise UpError(f"--prompt: {reason(error.errors()[0])}") from None
-
-
 @contextmanager
 def _stack(environment: Mapping[str, str]) -> Iterator[Stack]:
     host, _, port = environment["WEB_BIND"].rpartition(":")
-    _check_free(host, int(port))
+    preflight.port(host, int(port))
     # Only now: the logs of a start that went wrong are there until one goes right.
     shutil.rmtree(VAR / "logs", ignore_errors=True)
     (VAR / "logs").mkdir()
@@ -224,8 +206,7 @@ def _uninterrupted() -> Iterator[None]:
 
 def _environment() -> dict[str, str]:
     """What the processes are started with: the caller's environment, and what it leaves out."""
-    if shutil.disk_usage(VAR).free < NEEDED_BYTES:
-        raise UpError(_disk_full(VAR))
+    preflight.room(VAR)
     given = {name: value for name, value in os.environ.items() if value}
     embedded = "BROKER_URL" not in given or "REDIS_URL" not in given
     defaults = {
@@ -242,47 +223,9 @@ def _environment() -> dict[str, str]:
     }
     os.environ.update({**defaults, **given})
     settings = load()
-    _check(settings)
-    _check_given(settings, given)
+    preflight.settings(settings)
+    preflight.given(settings, given)
     return {**os.environ, "DARKROOM_WORKER_STOP": str(math.ceil(settings.worker_grace + WORKER_PATIENCE))}
-
-
-def _check(settings: Settings) -> None:
-    """All mistakes together and at once, and not one by one in the processes' logs."""
-    check_door(settings)
-    if settings.api_keys_file and not load_client().api_key:
-        raise UpError("API_KEYS_FILE is set, so that the first picture needs a key too: DARKROOM_API_KEY holds it")
-    if settings.metrics_bind:
-        raise UpError("METRICS_BIND: worker and courier, both on this machine, would tell their numbers at one address")
-    _check_models(settings)
-    place = urlsplit(settings.storage_url)
-    if place.scheme == "file":
-        try:
-            Path(place.path).mkdir(parents=True, exist_ok=True)
-            TemporaryFile(dir=place.path).close()
-        except OSError as error:
-            raise UpError(f"STORAGE_URL: {place.path} cannot be written: {error.strerror}") from None
-        if shutil.disk_usage(place.path).free < NEEDED_BYTES:
-            raise UpError(f"STORAGE_URL: {_disk_full(Path(place.path))}")
-
-
-def _check_models(settings: Settings) -> None:
-    default = load_catalogue(settings.models_file, settings.default_model_version).default
-    if settings.worker_queue not in ("", default.queue):
-        raise UpError(
-            f"WORKER_QUEUE: {settings.worker_queue} does not serve {default.model_version}, of which the first picture "
-            "is to be; DEFAULT_MODEL_VERSION names one that it serves"
-        )
-
-
-def _check_given(settings: Settings, given: Mapping[str, str]) -> None:
-    """What is not ours to start must be there."""
-    for name, look in (("REDIS_URL", doctor.redis), ("BROKER_URL", doctor.broker)):
-        try:
-            if name in given:
-                look(settings)
-        except DarkroomError as error:
-            raise UpError(f"{name}: {error.__cause__ or error}") from None
 
 
 def _valkey() -> dict[str, str]:
@@ -316,17 +259,6 @@ def _write_secret(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _check_free(host: str, port: int) -> None:
-    address = host.strip("[]")
-    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError as error:
-            other = f"choose another with WEB_BIND={host}:{port + 1}"
-            raise UpError(f"port {port} on {host} cannot be used ({error.strerror}); {other}.") from None
-
-
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -337,10 +269,6 @@ def _last_words(program: str) -> str:
     lines = (VAR / "logs" / f"{program}.log").read_text(errors="replace").strip().splitlines()
     last = lines[-1].removeprefix("darkroom: ") if lines else "it said nothing"
     return f"{last} (all of it is in {VAR / 'logs' / program}.log)"
-
-
-def _disk_full(folder: Path) -> str:
-    return f"the disk is full: {folder} needs at least {NEEDED_BYTES // 1_000_000} MB free."
 
 
 def _on_stop(handler: Any) -> None:

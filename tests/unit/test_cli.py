@@ -161,7 +161,7 @@ def test_a_wrong_setting_is_told_in_one_sentence_and_no_traceback(role):
 def test_a_catalogue_that_cannot_be_read_is_told_likewise(role):
     told = darkroom(role, MODELS_FILE="nowhere.yaml", SIGNING_KEY="x" * 32)
     assert told.returncode == 1
-    assert told.stderr.startswith("darkroom: nowhere.yaml cannot be read")
+    assert told.stderr.startswith("darkroom: MODELS_FILE: nowhere.yaml cannot be read")
     assert "Traceback" not in told.stderr
 
 

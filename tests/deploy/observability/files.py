@@ -69,7 +69,7 @@ def plain(expression):
 # What is PromQL's own in our queries.
 _WORDS = {
     "and", "or", "sum", "max", "rate", "increase", "deriv", "absent", "time", "max_over_time", "predict_linear",
-    "histogram_quantile", "offset",
+    "histogram_quantile", "offset", "unless",
 }  # fmt: skip
 
 
