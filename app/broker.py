@@ -10,7 +10,6 @@ from typing import Any
 import amqp.exceptions
 from celery import Celery
 from celery.exceptions import OperationalError
-from kombu import Queue
 from kombu.exceptions import KombuError
 from opentelemetry.trace import SpanKind
 from redis.exceptions import RedisError
@@ -167,9 +166,13 @@ class Broker:
 
 
 def _next(channel: Any) -> Any:
-    """None when the queue is empty, or is not there yet: workers make it."""
+    """None when the queue is empty, or is not there yet: workers make it.
+
+    Not by kombu's Queue.get, which raises for one that cannot be unpacked, and so would meet it again and again.
+    """
     with suppress(*channel.connection.client.channel_errors):
-        return Queue(QUARANTINE)(channel).get()
+        raw = channel.basic_get(queue=QUARANTINE, no_ack=False)
+        return None if raw is None else channel.message_to_python(raw)
     return None
 
 

@@ -100,7 +100,7 @@ class Client:
     ) -> dict[str, Any]:
         """Upload what a submitted task waits for, and start it; the task document.
 
-        Where that fails the task is canceled.
+        Where a picture cannot be brought the task is canceled.
         """
         try:
             for name, data in (("upload_url", input_image), ("mask_upload_url", mask_image)):
@@ -109,7 +109,7 @@ class Client:
         except ApiError:
             # It would count as unfinished until its upload's time is over; then it goes by itself.
             with suppress(ApiError):
-                self._patiently(lambda: self.cancel(ticket["task_id"]))
+                self._patiently(lambda: self.cancel(ticket["task_id"]), time.monotonic() + SILENCE)
             raise
         return self._patiently(lambda: self.start(ticket["task_id"]))
 

@@ -36,6 +36,9 @@ class Consumer(consumer.Consumer):
             except Unreadable as error:
                 self._refuse(message, str(error))
             except (ValueError, TypeError, KeyError, AttributeError) as error:
+                if message.headers["id"] in celery_state.requests:
+                    # It was read.
+                    raise
                 # Celery's own headers hold what it cannot read: that would end this worker, and the next.
                 self._refuse(message, f"Celery cannot read its headers ({type(error).__name__})")
 
@@ -44,6 +47,10 @@ class Consumer(consumer.Consumer):
     def on_invalid_task(self, _: Any, message: Any, error: Exception) -> None:
         """Not by Celery's own way, which logs the message, and so its prompt."""
         self._refuse(message, f"Celery cannot read it ({type(error).__name__})")
+
+    def on_decode_error(self, message: Any, error: Exception) -> None:
+        """Nor by that, which acknowledges it besides."""
+        self._refuse(message, f"Celery cannot unpack it ({type(error).__name__})")
 
     def _refuse(self, message: Any, reason: str) -> None:
         log.warning("message.unreadable", reason=reason)
@@ -59,16 +66,24 @@ def keep_hearing(worker: Any, waits: Callable[[], bool]) -> None:
     since = time.monotonic()
     while True:
         time.sleep(LOOK_SECONDS)
-        if celery_state.reserved_requests or not waits():
+        if celery_state.reserved_requests or not _socket(worker) or not waits():
             since = time.monotonic()
         elif time.monotonic() - since > UNHEARD_SECONDS:
             log.warning("worker.hears_nothing")
-            _hang_up(worker)
+            hang_up(worker)
             since = time.monotonic()
 
 
-def _hang_up(worker: Any) -> None:
+def hang_up(worker: Any) -> None:
     """As if the broker had: Celery comes back from that by itself."""
-    # No connection, or one that has just ended, is about to be made anew already.
-    with suppress(AttributeError, OSError):
-        worker.consumer.connection.connection.transport.sock.shutdown(socket.SHUT_RDWR)
+    if sock := _socket(worker):
+        with suppress(OSError):
+            # By the plain socket's way: TLS' own forgets its state at once, and who is just reading falls over that.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+
+
+def _socket(worker: Any) -> Any:
+    """Of the connection to the broker; None while there is none, which is made by Celery and not from here."""
+    # Asked for by its public name, it would connect.
+    connection = getattr(getattr(worker.consumer, "connection", None), "_connection", None)
+    return getattr(getattr(connection, "transport", None), "sock", None)

@@ -110,6 +110,8 @@ class Courier:
             raise
         except Exception:
             log.exception("sweep.part_failed")
+            # Not the whole sweep: Prometheus is not to hear of one.
+            self._closed.add("quarantine")
 
     def _publish(self, job: Job) -> None:
         """Unless this sweep knows already that its queue is closed: each further try would take its time."""

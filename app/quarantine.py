@@ -30,6 +30,15 @@ MAX_MESSAGES = 500
 TAKEN_SECONDS = 10
 
 
+# KEYS: its index, and what is kept of it; ARGV: its id, and since when it was here.
+_REMOVE = """
+if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '') == tonumber(ARGV[2]) then
+  redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('DEL', KEYS[2])
+end
+"""
+
+
 @dataclass(frozen=True)
 class Entry:
     """A task or a message in quarantine. `job` is there for a task, `letter` for a message."""
@@ -50,6 +59,7 @@ class Quarantine:
         self._jobs = jobs
         self._broker = broker
         self._seconds = seconds
+        self._remove = redis.register_script(_REMOVE)
 
     def collect(self, limit: int = 100) -> None:
         """Take in what the broker gave up on, as far as there is room for it; raises BrokerUnavailable."""
@@ -80,11 +90,12 @@ class Quarantine:
 
         It stays here until that is done (`remove`): whoever decides may be killed over it.
         """
-        for index in (TASKS, MESSAGES):
-            since = ask(partial(self._redis.zscore, index, entry_id))
-            entry = None if since is None else self._read(entry_id, since)
-            if entry and self._jobs.lock(_key(entry_id), TAKEN_SECONDS):
-                return entry
+        if self._jobs.lock(_key(entry_id), TAKEN_SECONDS):
+            for index in (TASKS, MESSAGES):
+                since = ask(partial(self._redis.zscore, index, entry_id))
+                if since is not None and (entry := self._read(entry_id, since)):
+                    return entry
+            self._jobs.unlock(_key(entry_id))
         raise EntryNotFound(f"Nothing of the id {entry_id} is in quarantine, or someone else is dealing with it.")
 
     def put_back(self, entry: Entry) -> None:
@@ -92,9 +103,9 @@ class Quarantine:
         self._jobs.unlock(_key(entry.id))
 
     def remove(self, entry: Entry) -> None:
-        """It is dealt with; a task's record stays as long as any other."""
-        ask(lambda: self._redis.zrem(MESSAGES if entry.letter else TASKS, entry.id))
-        ask(lambda: self._redis.delete(_key(entry.id)))
+        """It is dealt with; a task's record stays as long as any other. A message may be here again by now."""
+        keys, values = [MESSAGES if entry.letter else TASKS, _key(entry.id)], [entry.id, repr(entry.quarantined_at)]
+        ask(lambda: self._remove(keys=keys, args=values))
         self._jobs.unlock(_key(entry.id))
 
     def send_again(self, entry: Entry) -> None:

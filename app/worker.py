@@ -182,11 +182,20 @@ def _speak_as_one() -> None:
 def _hear_of_hang_ups() -> None:
     """SIGHUP stops a worker, unless whoever started it said that it is to be ignored (nohup).
 
-    Celery would start itself anew, by a way in that is not ours.
+    Celery would start itself anew, by a way in that is not ours, or do nothing at a terminal.
     """
-    stop = partial(celery.apps.worker.install_worker_term_handler, sig="SIGHUP")  # type: ignore[attr-defined]
+    install = celery.apps.worker.install_worker_term_handler  # type: ignore[attr-defined]
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    celery.apps.worker.install_worker_restart_handler = (lambda _: None) if ignored else stop  # type: ignore[attr-defined]
+
+    def both(worker: Any) -> None:
+        install(worker)
+        # Installed after what Celery has for it.
+        if ignored:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        else:
+            install(worker, sig="SIGHUP")
+
+    celery.apps.worker.install_worker_term_handler = both  # type: ignore[attr-defined]
 
 
 def _leave_within(seconds: float, worker: Any) -> None:
@@ -274,6 +283,8 @@ def _end_child(**_: Any) -> None:
 @signals.worker_process_init.connect(weak=False)
 def _start_child(sender: str, **_: Any) -> None:
     """In the child: load, warm up, announce. A failure ends the child at once, with its reason in the registry."""
+    # A terminal tells it to all at once: what becomes of the job is the parent's to say.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     settings = settings_module.load()
     telemetry.setup(settings, "worker")
     billiard.util.get_logger().propagate = True

@@ -19,10 +19,13 @@ from app.settings import Settings
 
 def choose_device(wanted: str) -> str:
     """`auto` takes CUDA, then MPS, then the CPU. One process has one GPU: CUDA_VISIBLE_DEVICES says which."""
-    if wanted != "auto":
+    if kind(wanted) == "cpu":
         return wanted
+    # Of any other device it is torch that tells the name and the memory.
     import torch
 
+    if wanted != "auto":
+        return wanted
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"

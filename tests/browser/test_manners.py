@@ -316,7 +316,7 @@ def locked(tmp_path_factory):
     from app.keys import new_key
 
     folder = tmp_path_factory.mktemp("locked")
-    (key, caller), (slow, slow_caller) = new_key("visitor"), new_key("slow", rate="1/second")
+    (key, caller), (slow, slow_caller) = new_key("visitor", rate=""), new_key("slow", rate="1/second")
     keys = folder / "keys.yaml"
     keys.write_text(
         "".join(f"{line}\n" for line in ("callers:", *(f"  - {c.model_dump_json()}" for c in (caller, slow_caller))))

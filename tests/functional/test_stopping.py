@@ -129,10 +129,13 @@ def test_a_worker_whose_terminal_is_gone_stops_as_if_it_was_told_to_unless_under
     signal.signal(signal.SIGHUP, before)
     for each in (lasting, worker):
         until(lambda each=each: each.wrote("worker.ready"), 60, "it is ready")
-        each.process.send_signal(signal.SIGHUP)
+    before = lasting.children
+    for each in (lasting, worker):
+        # As a terminal does: to all of them.
+        os.killpg(each.process.pid, signal.SIGHUP)
     assert worker.process.wait(20) == 0
     assert worker.wrote("worker.stopping")
-    assert not lasting.wrote("worker.stopping")
+    assert (lasting.process.poll(), lasting.children) == (None, before)
 
 
 def told_to_stop(process):

@@ -20,7 +20,7 @@ from app.models import load_catalogue
 from app.services import make_redis
 from app.settings import Settings
 from app.tasks import make_celery
-from tests.backends import GIVEN
+from tests.backends import GIVEN, TLS
 from tests.stack import until
 
 pytestmark = [pytest.mark.services, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -133,8 +133,20 @@ def test_a_queue_that_is_deleted_behind_the_web_tiers_back_costs_no_job(stack):
     assert stack.client.wait(ticket, 60)["status"] == "SUCCEEDED"
 
 
+def over_tls(url):
+    """The same broker, where it speaks that: a connection in TLS is hung up in a way of its own."""
+    parts = urlsplit(url)
+    if not TLS["RABBITMQ_TLS"]:
+        return {}
+    place = f"{parts.username}:{parts.password}@{TLS['RABBITMQ_TLS']}"
+    ca_file = f"{TLS['RABBITMQ_CERTIFICATE']}/tls.crt"
+    return {"BROKER_URL": parts._replace(scheme="amqps", netloc=place).geturl(), "CA_FILE": ca_file}
+
+
 def test_a_queue_that_is_deleted_while_a_job_of_it_is_at_work_costs_no_job(stack):
-    stack.start_all("steady")
+    stack.start("web")
+    worker = stack.start("worker", **over_tls(stack.settings["BROKER_URL"]))
+    stack.ready("steady")
     first = submit(stack, 1, steps=150)
     running(stack, first)
     with kombu.Connection(stack.settings["BROKER_URL"]) as connection, connection.channel() as channel:
@@ -145,6 +157,7 @@ def test_a_queue_that_is_deleted_while_a_job_of_it_is_at_work_costs_no_job(stack
     # A turn takes the others from the line; these have messages alone to be had by.
     others += submit(stack, 3, steps=1)
     until(lambda: finished(stack, others), 60, "all are done")
+    assert worker.process.poll() is None
 
 
 def test_a_worker_told_to_stop_hands_its_job_to_another(stack):

@@ -36,6 +36,7 @@ def unreadable():
     yield json.dumps([[], {"message": message}, {}]).encode(), ours, "application/json"
     for wrong in ({"caller": {"a": 1}}, {"max_attempts": 1e300}, {"traceparent": "x"}):
         yield json.dumps([[], {"message": {**message, **wrong}}, {}]).encode(), ours, "application/json"
+    yield b"as it is", {**ours, "compression": "application/x-gzip"}, "application/json"
     # Jobs as they should be, but for what Celery itself reads.
     for header in ({"eta": "soon"}, {"timelimit": {"a": 1}}, {"expires": []}):
         message = job(queue="gen.test", model_version="steady").message()

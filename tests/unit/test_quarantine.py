@@ -217,6 +217,22 @@ def test_who_is_killed_over_a_requeue_leaves_it_to_the_next_who_makes_no_second_
     assert client.get("/admin/quarantine").json["entries"] == []
 
 
+def test_a_message_that_comes_back_while_it_is_sent_again_stays(services, letters, client, monkeypatch):
+    letters.letters.append(GARBAGE)
+    Courier(services).sweep()
+    (entry,) = client.get("/admin/quarantine").json["entries"]
+    send = services.quarantine.send_again
+
+    def rejected_at_once(entry):
+        send(entry)
+        letters.letters.append(GARBAGE)
+        services.quarantine.collect()
+
+    monkeypatch.setattr(services.quarantine, "send_again", rejected_at_once)
+    assert client.post(f"/admin/quarantine/{entry['id']}/requeue").status_code == 202
+    assert [again["id"] for again in client.get("/admin/quarantine").json["entries"]] == [entry["id"]]
+
+
 def test_what_is_dropped_is_gone(services, letters, client, exhausted):
     letters.letters.append(GARBAGE)
     Courier(services).sweep()

@@ -9,6 +9,8 @@ const field = (name) => form.elements[name];
 let models = [];
 // Where the picture starts: null, {file}, or {inputUrl}, each with a name and a preview to show.
 let start = null;
+// The code of the refusal that is shown.
+let refused = "";
 
 export const chosenModel = () => models.find((model) => model.model_version === field("model_version").value);
 export const modelOf = (task) => models.find((model) => model.model_version === task.model_version);
@@ -71,13 +73,20 @@ export function clearStart() {
 /** Say what was refused, beside the fields at fault where they are known. */
 export function showRefusal(refusal) {
   clearRefusal();
+  refused = refusal.code;
   const unplaced = refusal.errors.filter((error) => !mark(error));
   byId("refusal").textContent = refusal.errors.length
     ? unplaced.map(({ field: name, reason }) => `${name}: ${reason}`).join("; ") || "Please look at the marked fields."
     : refusal.message;
 }
 
+/** Take back what was said only because the service was away. */
+export function clearUnreachable() {
+  if (refused === "unreachable") clearRefusal();
+}
+
 export function clearRefusal() {
+  refused = "";
   byId("refusal").textContent = "";
   for (const note of form.querySelectorAll(".fault")) note.remove();
   for (const control of form.querySelectorAll("[aria-invalid]")) {

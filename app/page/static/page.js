@@ -77,7 +77,7 @@ function hear(taskId, event, data) {
 
 /** Who waits learns that the service is away, and no later than it is back. */
 function reach(refusal) {
-  if (!refusal && stage.isAway()) counter.clearRefusal();
+  if (!refusal) counter.clearUnreachable();
   stage.showAway(refusal ? `${refusal.message} Asked again in a moment.` : "");
 }
 

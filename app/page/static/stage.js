@@ -38,8 +38,6 @@ function isDrawn(task) {
   return task === shown && drawn === index && !("lost" in byId("print").dataset);
 }
 
-export const isAway = () => byId("away").textContent !== "";
-
 export function showAway(words) {
   if (byId("away").textContent !== words) byId("away").textContent = words;
 }

@@ -41,3 +41,11 @@ print(sys.modules["torch"].get_num_threads() if "torch" in sys.modules else "non
         [sys.executable, "-c", script], cwd=tmp_path, env=environ, capture_output=True, text=True, check=True
     )
     assert told.stdout.strip() == ("none" if brings_it == "never" else "3")
+
+
+def test_a_device_that_only_torch_knows_brings_torch():
+    script = (
+        "import sys; from app.models import devices; devices.choose_device('cuda:0'); print('torch' in sys.modules)"
+    )
+    told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout == "True\n"
