@@ -96,11 +96,13 @@ class Runner:
         return task_id, first
 
     def _is_gone(self, own: Job) -> bool:
-        with suppress(TaskExpired):
-            try:
-                self._services.jobs.get(own.task_id)
-            except TaskNotFound:
-                return True
+        try:
+            self._services.jobs.get(own.task_id)
+        except TaskNotFound:
+            return True
+        except TaskExpired:
+            # Deleted: of that there is a word left.
+            return False
         return False
 
     def _goes_on(self, began: float) -> bool:

@@ -29,7 +29,6 @@ MAX_MESSAGES = 500
 # For which an entry is one operator's, who may be gone by then.
 TAKEN_SECONDS = 10
 
-
 # KEYS: its index, and what is kept of it; ARGV: its id, and since when it was here.
 _REMOVE = """
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '') == tonumber(ARGV[2]) then

@@ -104,7 +104,10 @@ class Job:
 
 
 class _Own(BaseModel):
-    """What of a message is the job's own; the rest are its parameters. Who writes messages may be a stranger."""
+    """What of a message is the job's own; the rest are its parameters. Who writes messages may be a stranger.
+
+    A default says here only that the field may be left out: which it is then, Job says.
+    """
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 

@@ -115,6 +115,13 @@ def test_doctor_says_what_fails_why_and_what_to_do(darkroom, stack, tmp_path):
     assert "hunter2" not in done.stdout + done.stderr
 
 
+def test_doctor_blames_the_catalogue_alone_for_its_mistake(darkroom, stack):
+    done = ended(darkroom("doctor", **{**stack.settings, "MODELS_FILE": "x"}), 1)
+    [failed] = [line for line in done.stdout.splitlines() if line.startswith("failed")]
+    assert failed.split()[1] == "catalogue"
+    assert failed.endswith(" -> correct MODELS_FILE")
+
+
 def test_doctor_advises_a_key_to_who_has_none(darkroom):
     line = ended(darkroom("doctor", DARKROOM_API_KEY=""), 1).stdout.splitlines()[-1]
     assert line.startswith("failed  models")
