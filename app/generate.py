@@ -69,18 +69,19 @@ class Runner:
     def run(self, own: Job) -> dict[str, Any]:
         """Run the job whose turn this message is, and go on with the line behind it for as long as a turn lasts.
 
-        Gives the first job's id and the verdict. Raises JobError when that job FAILED, or the message's own had.
+        Gives the first job's id and the verdict. Raises JobError when the message's own job has FAILED by then, in
+        this turn or an earlier one: another's failure is told by that one's message.
         """
         task_id, first = self._turn_of(own)
         while isinstance(first, Held) and first.outcome == "claim_lost" and self._is_gone(own):
             # With all of Redis' data: from this message its record is made again.
             task_id, first = self._turn_of(own)
         outcome = first.outcome if isinstance(first, Held) else first
-        is_own = isinstance(first, Held) and task_id == own.task_id
-        for error in (outcome, "" if is_own else self._own_error(own)):
-            if isinstance(error, JobError):
-                raise error
-        return {"task_id": task_id, "verdict": outcome}
+        is_own = task_id == own.task_id and outcome != "done"
+        error = outcome if is_own else self._own_error(own)
+        if isinstance(error, JobError):
+            raise error
+        return {"task_id": task_id, "verdict": told(outcome)}
 
     def stop(self) -> None:
         """Begin no further job in this turn: the worker is about to leave."""

@@ -124,6 +124,18 @@ def test_a_job_that_failed_in_anothers_turn_fails_its_own_message_too(services, 
     assert phases(services, waiting) == [Phase.DONE] * len(waiting)
 
 
+def test_the_message_of_a_job_that_succeeded_does_not_fail_with_the_one_that_it_serves(services, queue):
+    [first], [good] = queue(1), queue(1)
+    one = worker(services)
+    one.run(first)
+    assert phases(services, [good]) == [Phase.DONE]
+    [bad] = queue(1, input_url=services.storage.url_of("input/none"))
+    assert one.run(good) == {"task_id": bad.task_id, "verdict": "failed"}
+    assert services.jobs.get(bad.task_id).error["code"] == "input_invalid"
+    with pytest.raises(InputInvalid.__base__, match="not there"):
+        one.run(bad)
+
+
 def test_a_canceled_or_overdue_job_in_the_line_does_not_end_the_turn(services, queue):
     jobs = queue(3)
     services.redis.hset(f"job:{jobs[1].task_id}", "deadline_at", 1)
