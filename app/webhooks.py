@@ -10,7 +10,8 @@ import random
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -67,8 +68,9 @@ SHARES = {"all": THREADS, "host": 4, "caller": 12}
 POLL_SECONDS = 0.25
 # Between two tries while the store is away.
 OUTAGE_SECONDS = 2.0
-POSTPONED_SECONDS = 1.0
+# So many entries are read at once, and at most so often in one round.
 BATCH = 200
+MOST_BATCHES = 50
 
 
 def check(url: str | None, settings: Settings) -> None:
@@ -166,9 +168,12 @@ class Outbox:
             self._move("settle", claim.entry, claim.token, wait, MAX_TRIES, KEPT_DELIVERIES, happened)[0] == "again"
         )
 
-    def postpone(self, entry: str) -> None:
-        """Let others go first."""
-        self._move("postpone", entry, POSTPONED_SECONDS)
+    def postpone(self, entries: Mapping[str, float]) -> None:
+        """Let others go before each of these, for so many seconds."""
+        with self._redis.pipeline(transaction=False) as together:
+            for entry, seconds in entries.items():
+                self._move("postpone", entry, seconds, client=together)
+            ask(together.execute)
 
     def redeliver(self, job: Job) -> None:
         """Deliver once more what has happened so far; raises WebhookNotFound, NotReady when nothing has."""
@@ -178,10 +183,10 @@ class Outbox:
         if "queued" not in answers:
             raise NotReady("Nothing has happened yet that the webhook asked for.")
 
-    def _move(self, name: str, entry: str, *args: str | float) -> list[Any]:
+    def _move(self, name: str, entry: str, *args: str | float, client: Redis | None = None) -> list[Any]:
         task_id, _, event = entry.rpartition(".")
         keys = [f"job:{task_id}", OUTBOX]
-        answer: list[Any] = ask(lambda: self._script(keys=keys, args=[name, event, entry, *args]))
+        answer: list[Any] = ask(lambda: self._script(keys=keys, args=[name, event, entry, *args], client=client))
         return answer
 
 
@@ -225,15 +230,34 @@ class Dispatcher:
         self._pool.shutdown()
 
     def dispatch(self) -> None:
-        """Start what is due, as far as there is room for it."""
-        for entry in self._outbox.due():
-            if not self._places.is_free(ALL):
+        """Start what is due, as far as there is room for it. Whoever finds their share taken lets others go first."""
+        turned_away = Counter[Seat]()
+        for _ in range(MOST_BATCHES):
+            due = self._outbox.due()
+            self._outbox.postpone(self._start(due, turned_away))
+            if len(due) < BATCH or not self._places.is_free(ALL):
                 return
-            seats = self._seats(entry)
+
+    def _start(self, due: list[str], turned_away: Counter[Seat]) -> dict[str, float]:
+        """Begin what finds its seats; gives the others, and for how many seconds they are to wait."""
+        late = dict[str, float]()
+        for entry, seats in zip(due, self._seats(due), strict=True):
             if self._places.take(*seats):
                 self._begin(entry, seats)
+            elif self._places.is_free(ALL):
+                late[entry] = self._until_its_turn(seats, turned_away)
             else:
-                self._outbox.postpone(entry)
+                break
+        return late
+
+    def _until_its_turn(self, seats: list[Seat], turned_away: Counter[Seat]) -> float:
+        """When the seat that it lacks could be free, were all who are turned away before it done within one look.
+
+        The more wait for one host, the less often each of them is looked at: they must not hold up everybody else.
+        """
+        lacks = next((seat for seat in seats if not self._places.is_free(seat)), ALL)
+        turned_away[lacks] += 1
+        return POLL_SECONDS * (1 + turned_away[lacks] // SHARES[lacks[0]])
 
     def _begin(self, entry: str, seats: list[Seat]) -> None:
         """Deliver it in a thread, which gives the seats back; nobody sits there for what is not to be had."""
@@ -243,11 +267,13 @@ class Dispatcher:
                 self._pool.submit(self._deliver, claim, seats)
                 hands.pop_all()
 
-    def _seats(self, entry: str) -> list[Seat]:
-        """Of whose shares this entry takes a part."""
-        key = f"job:{entry.rpartition('.')[0]}"
-        url, caller = ask(lambda: self._services.redis.hmget(key, ["webhook_url", "caller"]))
-        return [ALL, ("host", urlsplit(url or "").hostname or ""), ("caller", caller or "")]
+    def _seats(self, entries: list[str]) -> list[list[Seat]]:
+        """Of whose shares each entry takes a part."""
+        with self._services.redis.pipeline(transaction=False) as together:
+            for entry in entries:
+                together.hmget(f"job:{entry.rpartition('.')[0]}", ["webhook_url", "caller"])
+            found = ask(together.execute)
+        return [[ALL, ("host", urlsplit(url or "").hostname or ""), ("caller", caller or "")] for url, caller in found]
 
     def _deliver(self, claim: Claim, seats: list[Seat]) -> None:
         try:
