@@ -270,17 +270,19 @@ class GCSStorage:
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         blob = self._blob(name)
+
+        def write() -> ObjectInfo:
+            options = {"content_type": content_type, "if_generation_match": 0, "checksum": "crc32c"}
+            blob.upload_from_string(data, **options, **self._bounds)
+            return ObjectInfo(blob.size, blob.crc32c)
+
         try:
-            self._call(
-                lambda: blob.upload_from_string(
-                    data, content_type=content_type, if_generation_match=0, checksum="crc32c", **self._bounds
-                )
-            )
+            stored = self._call(write)
         except PreconditionFailed:
             raise ObjectExists(name) from None
         except NotFound:
             raise StorageUnavailable(f"There is no bucket {self._bucket.name}.") from None
-        _confirm(ObjectInfo(blob.size, blob.crc32c), data, name)
+        _confirm(stored, data, name)
 
     def get(self, name: str, max_bytes: int) -> bytes | None:
         from google.api_core.exceptions import NotFound, RequestRangeNotSatisfiable
@@ -298,8 +300,12 @@ class GCSStorage:
         return data
 
     def size(self, name: str) -> int | None:
-        blob = self._call(lambda: self._bucket.get_blob(self._full(name), **self._bounds))
-        return blob.size if blob else None
+        def look() -> int | None:
+            blob = self._bucket.get_blob(self._full(name), **self._bounds)
+            return blob.size if blob else None
+
+        size: int | None = self._call(look)
+        return size
 
     def delete(self, name: str) -> None:
         from google.api_core.exceptions import NotFound
@@ -379,6 +385,9 @@ class GCSStorage:
             raise
         except (GoogleAPIError, GoogleAuthError, RequestException, OSError) as error:
             raise StorageUnavailable(f"Google Cloud Storage does not answer ({type(error).__name__}).") from error
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            # By something that stands in between, say: the client reads what it expects, and falls over all else.
+            raise StorageUnavailable("Google Cloud Storage gives answers that are not its own.") from error
 
 
 def _too_large(max_bytes: int) -> InputInvalid:

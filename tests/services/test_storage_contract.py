@@ -9,6 +9,7 @@ import subprocess
 import sysconfig
 import threading
 import uuid
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 from wsgiref.simple_server import WSGIRequestHandler, make_server
@@ -85,23 +86,32 @@ def gcs(google, bucket, settings):
     return make_storage(settings.model_copy(update={"storage_url": f"gs://{bucket}/prefix"}))
 
 
+class Quiet(WSGIRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@contextmanager
+def on_port(port, app):
+    """This app on a real socket."""
+    with make_server("127.0.0.1", port, app, handler_class=Quiet) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
 @pytest.fixture
 def local(services):
     """A folder, and the web tier that serves its signed URLs on a real socket."""
-
-    class Quiet(WSGIRequestHandler):
-        def log_message(self, *args):
-            pass
-
     port = free_port()
     moved = services.settings.model_copy(update={"public_url": f"http://127.0.0.1:{port}"})
     served = dataclasses.replace(services, settings=moved, storage=make_storage(moved))
-    with make_server("127.0.0.1", port, create_app(served), handler_class=Quiet) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
+    with on_port(port, create_app(served)):
         yield served.storage
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(params=["local", "gcs"])
@@ -277,6 +287,22 @@ def test_a_google_that_refuses_is_told_as_unavailable(gcs, name, monkeypatch):
     monkeypatch.setattr(gcs._bucket, "get_blob", refuse)
     with pytest.raises(StorageUnavailable, match="Forbidden"):
         gcs.size(name)
+
+
+@pytest.mark.parametrize("answer", [b"[]", b'"no"', b"null", b'{"size": "much"}', b"<html>"])
+@pytest.mark.usefixtures("google")
+def test_answers_that_are_not_googles_are_told_as_unavailable(answer, settings, name, monkeypatch):
+    def between(environ, start_response):
+        environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"] or 0))
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [answer]
+
+    with on_port(free_port(), between) as address:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        storage = make_storage(settings.model_copy(update={"storage_url": "gs://bucket"}))
+        for ask in (lambda: storage.size(name), lambda: storage.put(name, b"picture", "image/png")):
+            with pytest.raises(StorageUnavailable):
+                ask()
 
 
 def test_a_process_without_credentials_starts_and_tells_that_the_bucket_does_not_answer(
