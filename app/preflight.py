@@ -5,7 +5,6 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryFile
-from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -39,9 +38,8 @@ def settings(known: Settings) -> None:
     if known.metrics_bind:
         raise UpError("METRICS_BIND: worker and courier, both on this machine, would tell their numbers at one address")
     _models(known)
-    place = urlsplit(known.storage_url)
-    if place.scheme == "file":
-        _pictures(Path(place.path))
+    if folder := known.storage_folder:
+        _pictures(folder)
 
 
 def _models(known: Settings) -> None:

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic.fields import FieldInfo
@@ -50,6 +50,8 @@ def _one_of(*schemes: str) -> BeforeValidator:
             raise ValueError("must hold an absolute path: file:///folder")
         if parts.scheme == "gs" and not parts.netloc:
             raise ValueError("must name a bucket: gs://bucket/prefix")
+        if parts.scheme in ("file", "gs") and re.search("[?#]", str(url)):
+            raise ValueError("must hold no ? and no #, which would end the path; in a folder's they are %3F and %23")
         return url
 
     return BeforeValidator(check)
@@ -247,6 +249,12 @@ class Settings(BaseSettings):
     def base_url(self) -> str:
         """The address of the web tier as its clients see it, without a slash at the end."""
         return (self.public_url or f"http://{self.web_bind}").rstrip("/")
+
+    @property
+    def storage_folder(self) -> Path | None:
+        """Where pictures lie on this machine; None when they lie in a bucket."""
+        place = urlsplit(self.storage_url)
+        return Path(unquote(place.path)) if place.scheme == "file" else None
 
     @property
     def is_local(self) -> bool:

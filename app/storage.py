@@ -7,6 +7,7 @@ is `STORAGE_URL/name` in a bucket and `file:///name` in a folder, whose place on
 import base64
 import errno
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from stat import S_ISREG
 from typing import Any, Protocol, TypeVar, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import google_crc32c
 from itsdangerous import BadSignature, URLSafeSerializer
@@ -109,10 +110,9 @@ def _plain(name: str) -> bool:
 
 def make_storage(settings: Settings, seconds: float = 2) -> Storage:
     """The store that `STORAGE_URL` names. One call of a bucket takes at most about `seconds`, tries included."""
-    if settings.storage_url.startswith("gs:"):
-        return GCSStorage(settings.storage_url, seconds)
-    folder = Path(unquote(urlsplit(settings.storage_url).path))
-    return LocalStorage(folder, settings.base_url, settings.signing_key.get_secret_value())
+    if folder := settings.storage_folder:
+        return LocalStorage(folder, settings.base_url, settings.signing_key.get_secret_value())
+    return GCSStorage(settings.storage_url, seconds)
 
 
 def _confirm(stored: ObjectInfo | None, data: bytes, name: str) -> None:
@@ -133,6 +133,9 @@ class Permit:
     name: str
     max_bytes: int = 0
 
+
+# What objects' names, and those of their parts, begin with: a task's id.
+_OURS = re.compile(r"\.?[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}")
 
 # Names that no file can have are names of no object, as they are in a bucket.
 _NO_SUCH_OBJECT = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
@@ -195,7 +198,8 @@ class LocalStorage:
         for folder in FOLDERS:
             for path in (self._folder / folder).glob("*"):
                 with suppress(OSError):
-                    if path.stat().st_mtime < time.time() - seconds:
+                    # The folder may hold what others put there.
+                    if _OURS.match(path.name) and path.stat().st_mtime < time.time() - seconds:
                         path.unlink()
                 yield
 

@@ -211,7 +211,7 @@ def _environment() -> dict[str, str]:
     embedded = "BROKER_URL" not in given or "REDIS_URL" not in given
     defaults = {
         "WEB_BIND": "127.0.0.1:8000",
-        "STORAGE_URL": f"file://{ROOT / 'var' / 'storage'}",
+        "STORAGE_URL": (ROOT / "var" / "storage").as_uri(),
         "SIGNING_KEY": _signing_key(),
         "MODELS_FILE": str(CONFIG / "models.yaml"),
         "WORKER_GRACE": "3",

@@ -405,6 +405,7 @@ def test_a_folder_that_cannot_be_used_is_told(settings, name, tmp_path):
 
 
 def test_a_folder_with_odd_letters_is_found(settings, name, tmp_path):
-    storage = make_storage(settings.model_copy(update={"storage_url": f"file://{tmp_path}/my%20pictures"}))
+    odd = tmp_path / "my #1 pictures, 50%25 done?"
+    storage = make_storage(settings.model_copy(update={"storage_url": odd.as_uri()}))
     storage.put(name, b"picture", "image/png")
-    assert (tmp_path / "my pictures" / name).read_bytes() == b"picture"
+    assert (odd / name).read_bytes() == b"picture"

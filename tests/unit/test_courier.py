@@ -305,19 +305,22 @@ def test_a_job_of_a_queue_that_nobody_serves_any_more_ends_and_says_so(courier, 
 
 
 def test_a_folder_loses_what_is_older_than_results_are_kept(courier, services):
-    storage, kept = services.storage, services.settings.result_ttl
-    ages = {"output/old.png": kept + 7200, "input/old": kept + 7200, "output/late.png": kept + 3500}
+    storage, kept, task_id = services.storage, services.settings.result_ttl, uuid.uuid4()
+    old = [f"output/{task_id}.png", f"output/{task_id}-1.png", f"output/.{task_id}.png.1a2b3c4d"]
+    old += [f"input/{task_id}", f"input/{task_id}-mask"]
+    ages = dict.fromkeys(old, kept + 7200) | {f"output/{uuid.uuid4()}.png": kept + 3500, "output/thesis.png": 1e8}
     for name, age in ages.items():
         storage.put(name, picture(), "image/png")
         moment = time.time() - age
         os.utime(storage.path(name), (moment, moment))
     courier.sweep()
-    assert [storage.size(name) is not None for name in ages] == [False, False, True], "records are there for longer"
+    left = [storage.size(name) is not None for name in ages]
+    assert left == [False] * len(old) + [True, True], "a record is there for longer, and the last one is not ours"
 
 
 def test_a_folder_that_is_slow_holds_up_no_sweep_and_is_gone_through_by_the_next_ones(services):
     old = time.time() - services.settings.result_ttl - 7200
-    names = [f"output/{number}.png" for number in range(3)]
+    names = [f"output/{uuid.uuid4()}.png" for _ in range(3)]
     for name in names:
         services.storage.put(name, picture(), "image/png")
         os.utime(services.storage.path(name), (old, old))

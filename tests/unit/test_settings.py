@@ -49,6 +49,7 @@ def test_all_mistakes_are_told_together(environ):
     [("BROKER_URL", "http://x"), ("BROKER_URL", "rabbit"), ("REDIS_URL", "amqp://x"), ("REDIS_URL", "redis:x"),
      ("REDIS_URL", "redis://host:port/0"), ("STORAGE_URL", "s3://bucket"), ("STORAGE_URL", "/var/lib"),
      ("STORAGE_URL", "gs:///prefix"), ("STORAGE_URL", "file://relative/folder"), ("STORAGE_URL", "gs:bucket"),
+     ("STORAGE_URL", "file:///work#1/storage"), ("STORAGE_URL", "file:///what?/storage"), ("STORAGE_URL", "gs://b/p#1"),
      ("WEB_BIND", "8000"), ("WEB_BIND", "localhost"), ("WEB_BIND", ":8000"),
      ("PUBLIC_URL", "darkroom.example"), ("PUBLIC_URL", "https://"),
      ("PUBLIC_URL", "javascript:alert(1)"), ("PUBLIC_URL", "http://x:99999"), ("PUBLIC_URL", "http://a b"),
