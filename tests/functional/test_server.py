@@ -23,17 +23,20 @@ pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(240)
 
 KILLED = r"darkroom: an earlier start was killed, and what it started still runs; end that with: kill ([\d ]+)\n"
 
+# Nothing may take a checkout's path for words of a shell or for a URL.
+NAME = "dark room #1"
+
 
 @pytest.fixture
 def place(tmp_path):
     """A copy of what git holds, as a clone has it, so that the checkout's own stack is left alone."""
     names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout.split(b"\0")
     for name in filter(None, (name.decode() for name in names)):
-        target = tmp_path / "darkroom" / name
+        target = tmp_path / NAME / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes((ROOT / name).read_bytes())
         target.chmod((ROOT / name).stat().st_mode)
-    return tmp_path / "darkroom"
+    return tmp_path / NAME
 
 
 def up(place, *arguments, **environment):
@@ -53,7 +56,7 @@ def test_once_makes_the_picture_of_the_prompt_and_ends(place, tmp_path):
     server = up(place, "--once", "--prompt", "a red circle on a blue background", WEB_BIND=f"127.0.0.1:{port}", **known)
     said, _ = server.communicate(timeout=120)
     assert server.returncode == 0, said
-    with Image.open(re.search(r"Here it is: (\S+\.png)", said)[1]) as image:
+    with Image.open(re.search(r"Here it is: (.+\.png)", said)[1]) as image:
         picture = image.convert("RGB")
     middle, corner = picture.getpixel((picture.width // 2, picture.height // 2)), picture.getpixel((3, 3))
     assert middle[0] > 2 * middle[2], "red in the middle"
@@ -73,7 +76,7 @@ def test_a_model_of_ones_own_is_added_as_the_page_of_models_says(place):
     )  # fmt: skip
     assert told.returncode == 0, told.stderr
     assert re.search(r"^mine-1 +gen\.mine +here .*[0-9a-f]{64}", told.stdout, re.MULTILINE)
-    assert re.search(r"Here it is: \S+\.png +\(seed \d+, mine-1\)", told.stdout)
+    assert re.search(r"Here it is: .+\.png +\(seed \d+, mine-1\)", told.stdout)
 
 
 def test_the_readmes_request_gives_a_picture_and_ctrl_c_stops_everything(place):
