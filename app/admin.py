@@ -107,8 +107,9 @@ def _requeue(entry: Entry, services: Services) -> str | None:
         return None
     # Its caller's task again, whatever else that caller has open by now.
     owner = Caller.model_construct(name=entry.job.caller, sha256="", open_tasks=0)
-    # Under a key, so that it is one new task also where this process is killed before the entry is removed.
-    return Intake(services).rerun(entry.job, owner, f"requeue:{entry.id}").job.task_id
+    # Under a key, so that it is one new task also where this process is killed before the entry is removed; no client
+    # can send one with a tab in it.
+    return Intake(services).rerun(entry.job, owner, f"requeue\t{entry.id}").job.task_id
 
 
 def _document(entry: Entry) -> QuarantineEntry:

@@ -4,12 +4,13 @@ These numbers belong to no process: they outlive all of them, and a second couri
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from redis import Redis
 
-from app.errors import JOB_CODES, StoreUnavailable
+from app.errors import JOB_CODES, BrokerUnavailable, StoreUnavailable
 from app.jobs import ask
 from app.quarantine import MESSAGES, TASKS
 from app.services import Services
@@ -21,7 +22,7 @@ ENDS = ("succeeded", *JOB_CODES)
 
 
 class Census(Collector):
-    """Tells nothing but `darkroom_store_up 0` while Redis is away: a number that is not known is not told."""
+    """Tells nothing but who answers while Redis is away: a number that is not known is not told."""
 
     def __init__(self, services: Services) -> None:
         self._services = services
@@ -32,6 +33,8 @@ class Census(Collector):
 
     def collect(self) -> Iterator[Metric]:
         up = GaugeMetricFamily("darkroom_store_up", "Whether Redis answers the courier.")
+        broker = GaugeMetricFamily("darkroom_broker_up", "Whether the broker answers the courier.")
+        broker.add_metric([], self._broker_answers())
         try:
             found = [
                 *self._queues(),
@@ -44,7 +47,13 @@ class Census(Collector):
         except StoreUnavailable:
             found = []
         up.add_metric([], 1 if found else 0)
-        yield from (up, *found)
+        yield from (up, broker, *found)
+
+    def _broker_answers(self) -> bool:
+        with suppress(BrokerUnavailable):
+            self._services.check_broker()
+            return True
+        return False
 
     def _queues(self) -> list[Metric]:
         queued = GaugeMetricFamily("darkroom_jobs_queued", "Jobs that wait for a worker.", labels=["queue"])

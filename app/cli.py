@@ -37,9 +37,12 @@ def web() -> int:
     from gunicorn.app.wsgiapp import WSGIApplication
 
     from app import callers, telemetry
+    from app.models import load_catalogue
 
     loaded = settings_module.load()
     callers.check_door(loaded)
+    # What is wrong in it is told here, and not by gunicorn's processes one after the other.
+    load_catalogue(loaded.models_file, loaded.default_model_version)
     telemetry.logs(loaded, "web")
     callers.greet(loaded)
     # In this process, so that signals reach it without us between, and its children find imported what is by now.

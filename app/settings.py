@@ -63,8 +63,10 @@ StorageUrl = Annotated[str, _one_of("gs", "file")]
 
 
 DAY = 86_400
-# Google Cloud Storage signs for a week at most.
+# Google Cloud Storage takes a signature for a week at most.
 LONGEST_SIGNATURE = 604_800
+# What Google signs with for an account without a key of its own, as in GKE, it keeps for so long at least.
+_SURE = "on Google Cloud without a key of one's own 43200 at most are sure."
 
 # The files beside the table: the catalogue, and how gunicorn and the one-machine mode are run.
 CONFIG = Path(__file__).parents[1] / "config"
@@ -161,11 +163,11 @@ class Settings(BaseSettings):
         False, description="Without API keys, answer other machines too: behind a proxy that says who may ask."
     )
     upload_ttl: int = Field(
-        900, ge=1, le=LONGEST_SIGNATURE, description="How long a client may take to upload its input picture."
+        900, ge=1, le=LONGEST_SIGNATURE, description=f"How long a client may take to upload its input picture; {_SURE}"
     )
     upload_max_bytes: int = Field(20_000_000, ge=1, description="Largest input picture.")
     signed_url_ttl: int = Field(
-        3600, ge=1, le=LONGEST_SIGNATURE, description="How long a picture's signed URL is good."
+        3600, ge=1, le=LONGEST_SIGNATURE, description=f"How long a picture's signed URL is good; {_SURE}"
     )
     result_ttl: int = Field(
         604_800,
@@ -173,7 +175,8 @@ class Settings(BaseSettings):
         le=3650 * DAY,
         description="How long finished tasks and pictures are kept; no job's deadline is later.",
     )
-    sweep_interval: float = Field(2, ge=0.1, le=600, description="Pause between two sweeps of the courier.")
+    # Well below what ALIVE_FILE's readers and the alert SweepStopped wait for.
+    sweep_interval: float = Field(2, ge=0.1, le=20, description="Pause between two sweeps of the courier.")
     unconfirmed_after: float = Field(
         30, ge=1, le=DAY, description="A job whose publishing was never confirmed is published again."
     )

@@ -100,6 +100,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 # cuDNN finds no engine where none of them gets the memory to work in.
 _OUT_OF_MEMORY = (
+    # What CUDA itself says where torch's own bookkeeping has not seen it come: no fault of the device.
+    "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
     "unable to find an engine to execute this computation",

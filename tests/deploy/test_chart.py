@@ -286,6 +286,13 @@ def test_a_wrong_value_is_refused_before_anything_is_made(wrong):
     assert run(tool(TOOLS / "programs/helm4"), "template", "darkroom", CHART, *given, check=False).returncode != 0
 
 
+def test_a_release_without_a_name_to_call_it_by_is_refused():
+    given = ["--values", CHART / "values-production.yaml", "--set", "ingress.host="]
+    told = run(tool(TOOLS / "programs/helm4"), "template", "darkroom", CHART, *given, check=False)
+    assert told.returncode != 0
+    assert "ingress.host" in told.stderr
+
+
 def test_the_ingress_speaks_to_one_controller_and_tells_it_the_limits():
     limits = yaml.safe_load((CHART / "values.yaml").read_text())["ingress"]["limits"]
     f5 = objects("production")["Ingress", "darkroom"]["metadata"]["annotations"]

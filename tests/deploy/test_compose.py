@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,38 @@ def test_secrets_are_made_once_and_for_nobody_else(secrets):
     passwords = made(checkout)
     assert len(set(passwords)) == 5
     assert all(len(password) == 48 for password in passwords)
+
+
+def test_what_the_containers_mount_can_be_read_by_their_user_whoever_made_it(secrets, tmp_path):
+    checkout, file = tmp_path / "checkout", "var/compose/keys/keys.yaml"
+    shutil.copytree(secrets[0], checkout, ignore=shutil.ignore_patterns("var", ".env"))
+    made = ["bash", "-c", f"umask 077; script/secrets && API_KEYS_FILE={file} {sys.executable} -m app keys new alice"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(made, cwd=checkout, env=environ, check=True, capture_output=True, timeout=60)
+    assert (checkout / file).stat().st_mode & 0o004
+    assert [
+        name for name in ("keys", "models", "tls") if (checkout / "var/compose" / name).stat().st_mode & 0o5 != 5
+    ] == []
+
+
+def test_another_host_than_the_first_is_told_what_to_change(secrets):
+    def said(host):
+        command, environ = [secrets[0] / "script/secrets"], {**os.environ, "HOST": host}
+        return subprocess.run(command, env=environ, check=True, capture_output=True, text=True, timeout=30).stdout
+
+    assert said("localhost") == ""
+    told = said("darkroom.example")
+    assert "set PUBLIC_URL=https://darkroom.example there" in told
+    assert "tls.crt is not for darkroom.example" in told
+
+
+def test_a_setting_that_compose_does_not_name_comes_from_a_file(secrets, tmp_path):
+    shutil.copytree(secrets[0], tmp_path / "checkout")
+    (tmp_path / "checkout/var/compose/settings.env").write_text("QUEUE_LIMIT=3\nLOG_LEVEL=DEBUG\n")
+    told = yaml.safe_load(config(tmp_path / "checkout", "--profile", "cpu", "config").stdout)["services"]
+    for name in ("web", "courier", "worker"):
+        environment = told[name]["environment"]
+        assert (environment["QUEUE_LIMIT"], environment["LOG_LEVEL"]) == ("3", "INFO"), "what .env may say stands there"
 
 
 def test_without_secrets_compose_says_what_to_run(tmp_path):

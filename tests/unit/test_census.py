@@ -6,7 +6,7 @@ import pytest
 import redis
 
 from app.census import Census
-from app.errors import Internal
+from app.errors import BrokerUnavailable, Internal
 from app.jobs import JobStore
 from app.record import Phase
 from app.workers import WorkerState
@@ -103,6 +103,19 @@ def test_a_model_without_a_worker_is_told_as_one(services, told):
 
 def test_what_is_not_known_is_not_told(services):
     away = redis.Redis(port=1, socket_connect_timeout=0.1)
-    lost = dataclasses.replace(services, redis=away, jobs=JobStore(away, result_ttl=60, lease=15))
-    [up] = Census(lost).collect()
-    assert (up.name, [sample.value for sample in up.samples]) == ("darkroom_store_up", [0])
+    lost = dataclasses.replace(
+        services, redis=away, jobs=JobStore(away, result_ttl=60, lease=15), check_broker=lambda: None
+    )
+    told = {metric.name: [sample.value for sample in metric.samples] for metric in Census(lost).collect()}
+    assert told == {"darkroom_store_up": [0], "darkroom_broker_up": [1]}
+
+
+def test_a_broker_that_is_away_is_told_and_keeps_nothing_else_from_being_known(services):
+    def away():
+        raise BrokerUnavailable("The broker does not answer.")
+
+    told = {
+        metric.name: metric.samples for metric in Census(dataclasses.replace(services, check_broker=away)).collect()
+    }
+    assert [told[name][0].value for name in ("darkroom_store_up", "darkroom_broker_up")] == [1, 0]
+    assert "darkroom_jobs_queued" in told

@@ -157,7 +157,7 @@ def test_a_wrong_setting_is_told_in_one_sentence_and_no_traceback(role):
     assert told.stderr == "darkroom: SIGNING_KEY: must have at least 32 characters when STORAGE_URL is file://\n"
 
 
-@pytest.mark.parametrize("role", ["worker", "courier"])
+@pytest.mark.parametrize("role", ["web", "worker", "courier"])
 def test_a_catalogue_that_cannot_be_read_is_told_likewise(role):
     told = darkroom(role, MODELS_FILE="nowhere.yaml", SIGNING_KEY="x" * 32)
     assert told.returncode == 1

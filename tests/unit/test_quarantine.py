@@ -7,11 +7,14 @@ import math
 import pytest
 
 from app.broker import DeadLetter
+from app.callers import Caller
 from app.courier import Courier
 from app.errors import AttemptsExhausted, BrokerUnavailable
+from app.intake import Intake
 from app.messages import Unreadable, read
 from app.quarantine import MAX_BODY_BYTES, MAX_MESSAGES, MESSAGES
 from app.record import Job, Phase, Status
+from app.schemas import GenerateRequest
 from app.tasks import GENERATE
 from app.web import create_app
 from tests.answers import assert_problem
@@ -215,6 +218,14 @@ def test_who_is_killed_over_a_requeue_leaves_it_to_the_next_who_makes_no_second_
     (first,) = (i for i, _ in services.jobs.of("alice", math.inf, 9) if i != exhausted)
     assert client.post(f"/admin/quarantine/{exhausted}/requeue").json["task_id"] == first
     assert client.get("/admin/quarantine").json["entries"] == []
+
+
+def test_no_key_of_its_caller_stands_in_the_way_of_a_requeue(services, client, exhausted):
+    alice = Caller.model_construct(name="alice", sha256="", open_tasks=0)
+    for key in (f"requeue:{exhausted}", f"requeue {exhausted}"):
+        Intake(services).submit(GenerateRequest(prompt="another"), alice, key)
+    again = client.post(f"/admin/quarantine/{exhausted}/requeue").json["task_id"]
+    assert services.jobs.get(again).rerun_of == exhausted
 
 
 def test_a_message_that_comes_back_while_it_is_sent_again_stays(services, letters, client, monkeypatch):

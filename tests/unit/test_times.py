@@ -71,3 +71,11 @@ def test_the_times_agree_with_each_other(table):
     assert table["the supervisor's patience with a worker"] > worker.HAND_BACK
     assert table["gunicorn's grace"] > longest_wait
     assert table["UPLOAD_TTL"] < table["DEADLINE"] < table["RESULT_TTL"]
+
+
+def test_the_longest_pause_between_two_sweeps_is_shorter_than_what_is_taken_for_death():
+    longest = next(m.le for m in Settings.model_fields["sweep_interval"].metadata if hasattr(m, "le"))
+    age = int(re.search(r"-newermt '(\d+) seconds ago'", (ROOT / "Dockerfile.web").read_text())[1])
+    rules = (ROOT / "charts/observability/files/prometheus/rules/causes.yml").read_text()
+    silence = int(re.search(r"max\(darkroom_sweep_timestamp_seconds\) > (\d+)", rules)[1])
+    assert longest < age < silence

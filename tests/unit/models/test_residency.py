@@ -184,7 +184,11 @@ def test_a_device_that_fails_under_a_loader_is_told_from_a_broken_model(on_cpu, 
 
 @pytest.mark.parametrize(
     "words",
-    ["GET was unable to find an engine to execute this computation", "cuDNN error: CUDNN_STATUS_ALLOC_FAILED"],
+    [
+        "GET was unable to find an engine to execute this computation",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported",
+    ],
 )
 def test_a_device_whose_libraries_find_no_memory_is_full_and_not_broken(words):
     assert devices.is_out_of_memory(RuntimeError(words))
