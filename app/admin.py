@@ -109,7 +109,7 @@ def _requeue(entry: Entry, services: Services) -> str | None:
     owner = Caller.model_construct(name=entry.job.caller, sha256="", open_tasks=0)
     # Under a key, so that it is one new task also where this process is killed before the entry is removed; no client
     # can send one with a tab in it.
-    return Intake(services).rerun(entry.job, owner, f"requeue\t{entry.id}").job.task_id
+    return Intake(services).rerun(entry.job.task_id, owner, f"requeue\t{entry.id}").job.task_id
 
 
 def _document(entry: Entry) -> QuarantineEntry:

@@ -26,6 +26,10 @@ log = structlog.get_logger("darkroom.callers")
 # A changed API_KEYS_FILE is read again this many seconds later at most.
 FRESH = 1.0
 
+# Of a rate: beyond, Redis cannot count any more.
+MOST = 1_000_000_000
+YEAR = 366 * 86_400
+
 
 class Caller(BaseModel):
     """One caller. `rate` is in the words of the limits library (`10/second`), empty for none; 0 tasks is no limit."""
@@ -49,6 +53,8 @@ class Caller(BaseModel):
             raise ValueError("must be one rate alone")
         if any(each.amount < 1 for each in rates):
             raise ValueError("must be above 0")
+        if any(each.amount > MOST or each.get_expiry() > YEAR for each in rates):
+            raise ValueError(f"must be at most {MOST}, and within a year")
         return rate
 
     @property

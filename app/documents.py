@@ -27,7 +27,8 @@ from app.services import Services
 from app.storage import SignedUpload
 from app.workers import WorkerState, status_among
 
-MAX_INLINE_BYTES = 50_000_000
+# Each reader holds several times as much of a web process' memory until the answer is sent.
+MAX_INLINE_BYTES = 8_000_000
 
 
 def task_document(job: Job, services: Services, *, inline: bool = False) -> Task:

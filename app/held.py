@@ -21,6 +21,9 @@ from app.errors import (
     ObjectExists,
     StorageFailed,
     StorageUnavailable,
+    StoreUnavailable,
+    TaskExpired,
+    TaskNotFound,
 )
 from app.lease import Lease
 from app.patience import PatientStorage
@@ -194,9 +197,22 @@ class Held:
     def finish(self, pictures: list[Picture], batch_size: int) -> None:
         """Store the pictures, and only then say SUCCEEDED; raises ClaimLost."""
         self.enter(Phase.UPLOADING)
-        images = [self._store(index, picture) for index, picture in enumerate(pictures)]
-        self.lap("upload_ms")
-        self._succeed(images, batch_size)
+        try:
+            images = [self._store(index, picture) for index, picture in enumerate(pictures)]
+            self.lap("upload_ms")
+            self._succeed(images, batch_size)
+        except ClaimLost:
+            self._take_back(len(pictures))
+            raise
+
+    def _take_back(self, pictures: int) -> None:
+        """What was stored while the task was deleted would be there again, and for as long as results are kept."""
+        with suppress(StoreUnavailable, StorageUnavailable):
+            try:
+                self._services.jobs.get(self.job.task_id)
+            except (TaskExpired, TaskNotFound):
+                for index in range(pictures):
+                    self._services.storage.delete(output_name(self.job.task_id, index))
 
     @tracing.span("job.upload")
     def _store(self, index: int, picture: Picture) -> dict[str, Any]:

@@ -85,9 +85,10 @@ class Intake:
         terms = self._terms(request.model_dump_json(exclude_defaults=True), caller, key)
         return self._accept(terms, lambda: self._prepare(request, caller))
 
-    def rerun(self, job: Job, caller: Caller, key: str = "") -> Submission:
-        """The same job once more, as a new one; `key` and what is raised as with `submit`."""
-        return self._accept(self._terms(f"rerun:{job.task_id}", caller, key), lambda: self._again(job, caller))
+    def rerun(self, task_id: str, caller: Caller, key: str = "") -> Submission:
+        """The caller's job once more, as a new one; `key` and what is raised as with `submit`."""
+        terms = self._terms(f"rerun:{task_id}", caller, key)
+        return self._accept(terms, lambda: self._again(self._services.jobs.get(task_id, caller.name), caller))
 
     def _accept(self, terms: Terms, prepare: Callable[[], Job]) -> Submission:
         # First of all: what was accepted once stays so, whatever would be said of the request today.
@@ -255,7 +256,7 @@ class Intake:
         if request.mask_image:
             urls["mask_url"] = url_of(mask_name(job.task_id))
         params = job.params.model_copy(update=urls)
-        seconds = self._services.settings.upload_ttl
+        seconds = min(self._services.settings.upload_ttl, job.deadline_seconds)
         return replace(job, params=params, phase=Phase.AWAITING_UPLOAD, upload_seconds=seconds)
 
     def _terms(self, words: str, caller: Caller, key: str) -> Terms:

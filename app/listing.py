@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 from app.documents import task_document
 from app.errors import InvalidRequest, TaskExpired, TaskNotFound
@@ -35,8 +36,13 @@ def page(services: Services, caller: str, query: TaskListQuery) -> TaskList:
 
 
 def _documents(jobs: Sequence[Job], services: Services) -> list[Task]:
-    with ThreadPoolExecutor(SIGNERS, "listing") as pool:
-        return list(pool.map(lambda job: task_document(job, services), jobs))
+    return list(_signers().map(lambda job: task_document(job, services), jobs))
+
+
+@cache
+def _signers() -> ThreadPoolExecutor:
+    """One pool for all pages of this process: many readers at once must not make many times as many threads."""
+    return ThreadPoolExecutor(SIGNERS, "listing")
 
 
 def before(cursor: str | None) -> float:

@@ -27,6 +27,8 @@ _ECS = {
     "error_type": "error.type",
     "reason": "event.reason",
 }
+# At DEBUG these tell of themselves alone, but for Pillow, which tells what a client's picture says of itself.
+_TOO_MUCH = ("kombu", "amqp", "urllib3", "google", "multiprocessing", "PIL")
 _ALREADY = {"event", "exception", "service.name"}
 
 
@@ -72,7 +74,7 @@ def config(settings: Settings, role: str) -> dict[str, Any]:
         "handlers": {"stdout": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout", "formatter": "line"}},
         "root": {"handlers": ["stdout"], "level": settings.log_level},
         "loggers": {
-            **{name: {"level": "WARNING"} for name in ("kombu", "amqp", "urllib3", "google", "multiprocessing")},
+            **{name: {"level": "WARNING"} for name in _TOO_MUCH},
             "gunicorn.error": {"handlers": [], "propagate": True, "filters": ["unsent"]},
             # Its lines hold paths, and paths hold signed tokens; http.py logs each request by its route.
             "gunicorn.access": {"handlers": [], "propagate": False, "level": "CRITICAL"},

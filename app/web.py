@@ -110,7 +110,7 @@ class Desk:
 
     def accept_again(self, task_id: str, key: str) -> Response:
         """The ticket for a new task like this one of the caller's."""
-        submission = self.intake.rerun(self.own(task_id), caller(), http.idempotency_key(key))
+        submission = self.intake.rerun(task_id, caller(), http.idempotency_key(key))
         document = task_document(submission.job, self.services)
         return answer(document, 202, **_where(document, submission), **retry_after(document))
 
@@ -150,7 +150,8 @@ class Desk:
         document = task_document(job, self.services, inline=inline)
         response = answer(document, status, **retry_after(document))
         tag = self._tag(job) if status == 200 else ""
-        return http.tagged(response, tag) if tag else response
+        # A picture that was not there may be again.
+        return http.tagged(response, f"{tag}-{bool(document.image_base64):d}") if tag else response
 
     def _tag(self, job: Job) -> str:
         """Changes with what the document tells of the job; empty while that is in a line, which moves without it."""

@@ -309,7 +309,8 @@ def _holds_more_than(limit: int) -> bool:
 
 
 def _queue_of(name: str) -> str:
-    return name.rpartition("@")[0].rpartition("-")[0]
+    # Only what stands before the first @ is ours: WORKER_NAME may hold another.
+    return name.partition("@")[0].rpartition("-")[0]
 
 
 def _load(services: Services, queue: str) -> "Residents":

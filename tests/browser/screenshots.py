@@ -63,7 +63,7 @@ def developing(page, path):
     page.screenshot(path=path)
     page.locator("#cancel").click()
     page.locator("#stage[data-state=failed]").wait_for(timeout=PATIENCE)
-    page.locator("#remove").click()
+    page.locator("#remove").dblclick()
     page.locator("#stage[data-state=done]").wait_for(timeout=PATIENCE)
 
 

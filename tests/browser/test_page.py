@@ -106,8 +106,10 @@ def test_a_visitor_chooses_a_picture_and_takes_it_back(page):
 
 
 def test_what_is_no_picture_is_refused_at_the_counter(page):
+    page.tab.locator("summary").click()
     page.drop(b"words", "words.txt", "text/plain")
     expect(page.see("#refusal")).to_contain_text("words.txt is no picture")
+    expect(page.see("#refusal")).to_be_in_viewport()
 
 
 def test_a_file_that_only_claims_to_be_a_picture_is_doubted_and_fails_with_its_reason(page):
@@ -238,12 +240,37 @@ def test_a_deleted_picture_is_gone(page, emptied):
     page.see_stage("done")
     page.hand_in("the second")
     page.see_stage("done")
-    page.see("#remove").click()
+    page.see("#remove").dblclick()
     expect(page.frames()).to_have_count(1)
     expect(page.see("#caption")).to_have_text("the first")
-    page.see("#remove").click()
+    page.see("#remove").dblclick()
     page.see_stage("empty")
     assert list(emptied.client.tasks()) == []
+
+
+def test_nothing_is_deleted_by_a_first_click(page, emptied):
+    page.hand_in("the first")
+    page.see_stage("done")
+    page.see("#remove").click()
+    expect(page.see("#remove")).to_have_text("Delete for good")
+    page.see("#adjust").click()
+    expect(page.see("#remove")).to_have_text("Delete")
+    page.see("#remove").click()
+    assert len(list(emptied.client.tasks())) == 1
+    page.see("#remove").click()
+    page.see_stage("empty")
+
+
+def test_nothing_starts_from_a_picture_that_was_deleted(page):
+    page.drop(picture())
+    page.hand_in("from a picture")
+    page.see_stage("done")
+    page.see("#adjust").click()
+    expect(page.see("#negative-name")).to_have_text("the same input picture")
+    page.see("#remove").dblclick()
+    expect(page.tab.locator("#negative-name")).to_have_text("")
+    page.hand_in("from nothing")
+    page.see_stage("done")
 
 
 @pytest.mark.parametrize("field", ["width", "count"])

@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.functional, pytest.mark.slow, pytest.mark.timeout(240)
 KILLED = r"darkroom: an earlier start was killed, and what it started still runs; end that with: kill ([\d ]+)\n"
 
 # Nothing may take a checkout's path for words of a shell or for a URL.
-NAME = "dark room #1"
+NAME = "dark room #1, 50% xs"
 
 
 @pytest.fixture

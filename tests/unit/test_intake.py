@@ -95,7 +95,7 @@ def test_a_job_of_a_newer_version_is_neither_made_again_nor_published(intake, se
     of_a_newer_version(services.redis, job.task_id, mood="calm")
     newer = services.jobs.get(job.task_id)
     with pytest.raises(NotReady):
-        intake.rerun(newer, ANYONE)
+        intake.rerun(newer.task_id, ANYONE)
     intake.publish_again(newer)
     assert len(published) == 1
 
@@ -176,7 +176,7 @@ def test_a_deadline_that_pictures_are_not_kept_for_is_refused_by_its_name(brief,
 
 def test_a_task_is_run_again_with_a_deadline_that_pictures_are_kept_for(intake, brief):
     first, _ = submit(intake, deadline_seconds=600_000)
-    assert brief.rerun(first, ANYONE).job.deadline_seconds == 90_000
+    assert brief.rerun(first.task_id, ANYONE).job.deadline_seconds == 90_000
 
 
 def test_only_a_request_that_may_still_be_under_way_is_a_conflict(intake, services):
@@ -222,7 +222,7 @@ def test_the_key_of_a_task_that_is_gone_says_so(intake, services):
 
 def test_a_task_is_run_again_in_the_queue_where_its_model_is_served_now(intake, services, published):
     moved = dataclasses.replace(submit(intake)[0], queue="gen.gone")
-    assert intake.rerun(moved, ANYONE).job.queue == "gen.tiny"
+    assert intake.rerun(moved.task_id, ANYONE).job.queue == "gen.tiny"
     assert published[-1].queue == "gen.tiny"
 
 
@@ -336,7 +336,7 @@ def test_a_picture_as_large_as_promised_is_taken(services, published):
 
 def test_who_asks_for_the_same_again_names_its_seed(intake):
     job, _ = submit(intake)
-    again = intake.rerun(job, ANYONE).job
+    again = intake.rerun(job.task_id, ANYONE).job
     assert (job.params.seed_drawn, again.params.seed_drawn, again.params.seed) == (True, False, job.params.seed)
 
 
@@ -344,23 +344,23 @@ def test_who_asks_for_the_same_again_names_its_seed(intake):
 def test_a_task_whose_pictures_never_came_is_not_run_again(intake, services, published, pictures):
     job, _ = submit(intake, **pictures)
     with pytest.raises(InputMissing):
-        intake.rerun(job, ANYONE)
+        intake.rerun(job.task_id, ANYONE)
     assert published == []
     for name in (input_name(job.task_id), mask_name(job.task_id)):
         services.storage.put(name, picture(), "image/png")
-    assert intake.rerun(job, ANYONE).job.params.input_url == job.params.input_url
+    assert intake.rerun(job.task_id, ANYONE).job.params.input_url == job.params.input_url
 
 
 def test_a_rerun_keeps_what_its_client_calls_it(intake):
     first = intake.submit(GenerateRequest(prompt="a red star", client_ref="order 7"), ANYONE).job
-    again = intake.rerun(first, ANYONE).job
+    again = intake.rerun(first.task_id, ANYONE).job
     assert (again.client_ref, again.rerun_of) == ("order 7", first.task_id)
 
 
 def test_a_rerun_that_is_asked_for_twice_with_one_key_is_one_task(intake, published):
     (job, _), (other, _) = submit(intake), submit(intake)
     published.clear()
-    first, second = intake.rerun(job, ANYONE, "a key"), intake.rerun(job, ANYONE, "a key")
+    first, second = intake.rerun(job.task_id, ANYONE, "a key"), intake.rerun(job.task_id, ANYONE, "a key")
     assert (first.job.task_id, first.replayed, second.replayed) == (second.job.task_id, False, True)
     assert [sent.task_id for sent in published] == [first.job.task_id]
     with pytest.raises(IdempotencyKeyReuse):

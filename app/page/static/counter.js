@@ -66,6 +66,11 @@ export function fill(task) {
   field("prompt").focus();
 }
 
+/** This task and its pictures are gone: nothing starts from them any more. */
+export function forget(taskId) {
+  if ([start?.inputUrl, start?.maskUrl].some((url) => url?.includes(taskId))) clearStart();
+}
+
 export function clearStart() {
   startFrom(null);
 }
@@ -78,6 +83,12 @@ export function showRefusal(refusal) {
   byId("refusal").textContent = refusal.errors.length
     ? unplaced.map(({ field: name, reason }) => `${name}: ${reason}`).join("; ") || "Please look at the marked fields."
     : refusal.message;
+}
+
+/** What is wrong with a picture, where the visitor sees it, however far down the form that is. */
+function say(words) {
+  byId("refusal").textContent = words;
+  byId("refusal").scrollIntoView({ block: "nearest" });
 }
 
 /** Take back what was said only because the service was away. */
@@ -182,11 +193,11 @@ function takeFile(file) {
   if (!file) return;
   clearRefusal();
   if (byId("drop").hidden) {
-    byId("refusal").textContent = `${chosenModel().model_version} does not start from a picture.`;
+    say(`${chosenModel().model_version} does not start from a picture.`);
   } else if (file.type.startsWith("image/")) {
     startFrom({ file, name: file.name, preview: URL.createObjectURL(file) });
   } else {
-    byId("refusal").textContent = `${file.name} is no picture.`;
+    say(`${file.name} is no picture.`);
   }
 }
 
@@ -235,7 +246,7 @@ function watchExamples() {
 function watchPreview() {
   byId("negative-picture").addEventListener("error", ({ target }) => {
     target.hidden = true;
-    byId("refusal").textContent = `${start.name} cannot be shown here: perhaps it is no picture.`;
+    say(`${start.name} cannot be shown here: perhaps it is no picture.`);
   });
 }
 

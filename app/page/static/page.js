@@ -24,6 +24,8 @@ const watch = new Watch(hear, reach);
 let current = null;
 let cursor = null;
 let isSending = false;
+// The task that one more click deletes.
+let doomed = null;
 let readAt = 0;
 
 // ---- what is known
@@ -58,6 +60,7 @@ function canVary(task) {
 
 function look(taskId) {
   current = taskId;
+  doom(null);
   watch.lookAt(taskId);
   draw();
 }
@@ -162,13 +165,22 @@ async function takeHome(task) {
   }
 }
 
+/** Nothing brings a picture back: the first click asks, the second one means it. */
 async function remove(task) {
+  if (doomed !== task.task_id) return doom(task.task_id);
+  doom(null);
   await call("DELETE", `tasks/${task.task_id}`);
   const position = newestFirst().findIndex(({ task_id }) => task_id === task.task_id);
   drop(task.task_id);
+  counter.forget(task.task_id);
   look((newestFirst()[position] ?? newestFirst()[position - 1])?.task_id ?? null);
   byId("stage-title").focus();
   tell("Deleted.");
+}
+
+function doom(taskId) {
+  doomed = taskId;
+  byId("remove").textContent = taskId ? "Delete for good" : "Delete";
 }
 
 function open(taskId) {
@@ -272,6 +284,7 @@ act("variation", vary);
 act("adjust", counter.fill);
 act("download", takeHome);
 act("remove", remove);
+byId("remove").addEventListener("blur", () => doom(null));
 act("older", readOlder);
 byId("forget-key").addEventListener("click", () => {
   forgetKey();
