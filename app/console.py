@@ -67,6 +67,8 @@ def advice(error: DarkroomError) -> str:
     """What to do about it, as a sentence to add; empty where nothing is known."""
     if not isinstance(error, ApiError):
         return ""
+    if error.problem.get("code") == "no_worker":
+        return " `darkroom models` shows what is served."
     if error.retry_after:
         return f" Try again in {error.retry_after:g} s."
     return {0: " DARKROOM_URL says where to look.", 401: " DARKROOM_API_KEY holds the key."}.get(error.status, "")

@@ -113,7 +113,7 @@ def _of_the_service(role: str) -> list[Finding]:
         settings = settings_module.load()
     except DarkroomError as error:
         return [Finding("settings", ok=False, detail=str(error).replace("\n", "; "), advice="see config/README.md")]
-    catalogue = _check("catalogue", lambda: _catalogue(settings), "correct MODELS_FILE")
+    catalogue = _check("catalogue", lambda: _catalogue(settings), "correct that, or name another by MODELS_FILE")
     return [
         Finding("settings", ok=True, detail=f"{len(settings_module.given())} set, none wrong"),
         _check("redis", lambda: redis(settings), "start it, or correct REDIS_URL"),

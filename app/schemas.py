@@ -152,7 +152,9 @@ class TaskQuery(_Query):
         float,
         Field(ge=0, le=60, allow_inf_nan=False, description="Hold the answer until the task is done, at most so long."),
     ] = 0
-    include: Annotated[Literal["image"] | None, Field(description="`image` adds `image_base64`, unless that has over 8 MB.")] = None
+    include: Annotated[
+        Literal["image"] | None, Field(description="`image` adds `image_base64`, unless that has over 8 MB.")
+    ] = None
 
 
 class TaskListQuery(_Query):

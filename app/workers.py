@@ -6,7 +6,9 @@ worker tells its parent that the model is loaded.
 
 import json
 import math
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal, cast
 
@@ -15,8 +17,9 @@ from redis import Redis
 from app.jobs import ask
 
 TTL = 15
-# Seconds for which a reading of all workers is good enough.
+# Seconds for which a reading of all workers is good enough, or so many times what it took: of a large fleet that is long.
 FRESH = 0.2
+SPARING = 10
 _KEY = "workers"
 
 
@@ -68,10 +71,13 @@ class WorkerRegistry:
     Every method raises StoreUnavailable when Redis does not answer.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, clock: Callable[[], float] = time.monotonic) -> None:
         self._redis = redis
+        self._clock = clock
         self._read: list[WorkerState] = []
         self._read_at = -math.inf
+        self._fresh = FRESH
+        self._reading = threading.Lock()
 
     def announce(self, worker: WorkerState) -> None:
         """Say how this worker stands, for the next `TTL` seconds."""
@@ -86,9 +92,21 @@ class WorkerRegistry:
 
     def all(self) -> list[WorkerState]:
         """Every worker that is there, as of a moment ago: each request asks, and workers speak every few seconds."""
-        if time.monotonic() - self._read_at > FRESH:
-            self._read, self._read_at = self._fetch(), time.monotonic()
+        age = self._clock() - self._read_at
+        if age > TTL:
+            self._read_anew()
+        elif age > self._fresh and self._reading.acquire(blocking=False):
+            # One reads, the others take what was read before.
+            try:
+                self._read_anew()
+            finally:
+                self._reading.release()
         return list(self._read)
+
+    def _read_anew(self) -> None:
+        began = self._clock()
+        self._read, self._read_at = self._fetch(), self._clock()
+        self._fresh = min(max(FRESH, SPARING * (self._read_at - began)), TTL / 3)
 
     def _fetch(self) -> list[WorkerState]:
         """Those that are gone are forgotten on the way."""

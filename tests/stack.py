@@ -81,6 +81,8 @@ class Stack:
             "WEB_BIND": f"127.0.0.1:{self.port}",
             "MODELS_FILE": str(ROOT / "tests/models/models.yaml"),
             "WORKER_QUEUE": "gen.test",
+            # Any name will do.
+            "WORKER_NAME": "gpu-1@rack-2",
             "WORKER_GRACE": "2",
             "SWEEP_INTERVAL": "0.5",
             "TORCH_THREADS": "2",

@@ -56,10 +56,11 @@ def load_catalogue(path: str, default: str = "") -> Catalogue:
     specs, mistakes = _parse(entries)
     mistakes += _repeated(entries)
     names = [entry.get("model_version") for entry in entries if isinstance(entry, dict)]
+    told = [f"{path}: {mistake}" for mistake in mistakes]
     if default and default not in names:
-        mistakes.append(f"DEFAULT_MODEL_VERSION: {default} is not in the catalogue")
-    if mistakes:
-        raise SettingsError("\n".join(f"{path}: {mistake}" for mistake in mistakes))
+        told.append(f"DEFAULT_MODEL_VERSION: {default} is not in {path}")
+    if told:
+        raise SettingsError("\n".join(told))
     return Catalogue([_located(spec, Path(path).parent) for spec in specs], default)
 
 

@@ -10,7 +10,10 @@ from app.previews import Look
 
 
 class OnStep(Protocol):
-    """What a model calls after each step; `look` gives the picture so far, for whoever wants to see it."""
+    """What a model calls after each step of all that its call takes, which may be several pictures.
+
+    `look` gives the picture so far, for whoever wants to see it.
+    """
 
     def __call__(self, step: int, steps: int, look: Look | None = None) -> None: ...
 
@@ -31,5 +34,6 @@ class Model(Protocol):
     ) -> Iterator[Image.Image]:
         """`params.num_images` pictures, from seed, seed + 1, …; calls `on_step` after each step.
 
+        They are stored as they come: of another size or mode than was asked for, that is what the task says.
         A mask comes only to models that can inpaint: grey, white where the source is painted anew.
         """

@@ -46,7 +46,7 @@ def _own(spec: ModelSpec, settings: Settings, device: str) -> Model:
 
 
 def warm_up(model: Model, spec: ModelSpec) -> None:
-    """One small picture, so that a worker that cannot make any never takes a job; raises what the model raises."""
+    """One small picture, so that a worker that cannot make any never takes a job. Raises as `load`."""
     if spec.capabilities[0] == "txt2img":
         given: tuple[Image.Image | None, ...] = (None,)
     else:
@@ -57,6 +57,10 @@ def warm_up(model: Model, spec: ModelSpec) -> None:
     except SafetyBlocked:
         # It has been made, and who looks at noise may see anything.
         return
+    except Exception as error:
+        if devices.is_out_of_memory(error) or devices.is_device_fault(error):
+            raise
+        raise ModelLoadFailed(f"{spec.model_version} made no warm-up picture: {error}") from error
     if len(pictures) != 1:
         raise ModelLoadFailed(f"{spec.model_version} made {len(pictures)} pictures where one was asked for")
 

@@ -82,7 +82,8 @@ def test_a_revoked_caller_is_gone_and_cannot_be_revoked_again(file, hire):
 @pytest.mark.parametrize(
     ("terms", "word"),
     [({"name": "a b"}, "name"), ({"name": ""}, "name"), ({"name": "x", "rate": "often"}, "rate"),
-     ({"name": "x", "rate": "0/second"}, "rate"),
+     ({"name": "x", "rate": "0/second"}, "rate"), ({"name": "x", "rate": "1/99999999999999999 year"}, "rate"),
+     ({"name": "x", "rate": "99999999999999999/second"}, "rate"),
      ({"name": "x", "rate": "10/second;100/hour"}, "rate"), ({"name": "x", "open_tasks": -1}, "open_tasks")],
 )  # fmt: skip
 def test_terms_that_cannot_be_make_no_key(terms, word):

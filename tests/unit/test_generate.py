@@ -212,6 +212,32 @@ def test_a_job_that_ended_and_was_deleted_between_two_pictures_gets_no_more_of_t
     assert [services.storage.size(output_name(new.task_id, index)) for index in (1, 2)] == [None, None]
 
 
+def test_a_picture_that_is_stored_while_its_task_is_deleted_is_gone_too(services, queued, monkeypatch):
+    new, put = queued(num_images=2), services.storage.put
+
+    def slow(name, *rest):
+        if name == output_name(new.task_id, 1):
+            services.jobs.fail(new.task_id, DeadlineExceeded("too late"))
+            services.jobs.delete(new.task_id)
+        put(name, *rest)
+
+    monkeypatch.setattr(services.storage, "put", slow)
+    assert run(services, new)["verdict"] == "claim_lost"
+    assert [services.storage.size(output_name(new.task_id, index)) for index in (0, 1)] == [None, None]
+
+
+def test_a_picture_of_a_task_that_only_ended_meanwhile_stays_for_who_runs_it_again(services, queued, monkeypatch):
+    new, put = queued(), services.storage.put
+
+    def slow(*given):
+        put(*given)
+        take_over(services, new.task_id)
+
+    monkeypatch.setattr(services.storage, "put", slow)
+    assert run(services, new)["verdict"] == "claim_lost"
+    assert services.storage.size(output_name(new.task_id, 0))
+
+
 @pytest.mark.parametrize("error", [GpuOutOfMemory("too large"), ValueError("a fault"), StorageUnavailable("away")])
 def test_a_failure_after_the_claim_was_lost_is_nobodys_business(services, queued, error):
     new = queued()

@@ -351,6 +351,21 @@ def test_a_task_whose_pictures_never_came_is_not_run_again(intake, services, pub
     assert intake.rerun(job.task_id, ANYONE).job.params.input_url == job.params.input_url
 
 
+def test_a_rerun_is_the_same_task_for_its_key_when_the_first_one_is_gone(intake, services):
+    job, _ = submit(intake)
+    again = intake.rerun(job.task_id, ANYONE, "a key").job
+    services.jobs.cancel(job.task_id)
+    services.jobs.delete(job.task_id)
+    assert intake.rerun(job.task_id, ANYONE, "a key").job.task_id == again.task_id
+    with pytest.raises(TaskExpired):
+        intake.rerun(job.task_id, ANYONE, "another key")
+
+
+def test_no_upload_is_awaited_for_longer_than_the_job_has(intake, services):
+    job = intake.submit(GenerateRequest(prompt="x", input_image=True, deadline_seconds=5), ANYONE).job
+    assert job.upload_expires_at <= job.deadline_at
+
+
 def test_a_rerun_keeps_what_its_client_calls_it(intake):
     first = intake.submit(GenerateRequest(prompt="a red star", client_ref="order 7"), ANYONE).job
     again = intake.rerun(first.task_id, ANYONE).job

@@ -11,6 +11,7 @@ from PIL import Image
 
 from app import telemetry
 from app.errors import GpuOutOfMemory, JobError
+from app.pictures import decode
 from app.web import create_app
 from tests.things import job, runner
 
@@ -86,6 +87,19 @@ def test_the_level_decides_what_is_written(written, level, count):
     structlog.get_logger("darkroom.test").info("one")
     structlog.get_logger("darkroom.test").warning("two")
     assert len(text.getvalue().splitlines()) == count
+
+
+def test_not_even_the_finest_level_tells_what_a_clients_picture_says_of_itself(written):
+    text, exif = written(log_level="DEBUG"), Image.Exif()
+    exif[0x010E] = SECRET
+    for kind in ("TIFF", "JPEG"):
+        data = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(data, kind, exif=exif)
+        assert SECRET.encode() in data.getvalue()
+        decode(data.getvalue())
+    logging.getLogger("app").debug("heard")
+    assert "heard" in text.getvalue()
+    assert SECRET not in text.getvalue()
 
 
 def fails(_):

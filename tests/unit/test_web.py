@@ -6,6 +6,7 @@ import io
 import json
 import re
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,6 +14,7 @@ from app import listing
 from app.errors import BrokerUnavailable, Internal, StorageUnavailable
 from app.intake import input_name, mask_name
 from app.jobs import JobStore
+from app.listing import SIGNERS
 from app.record import output_name
 from app.web import create_app
 from app.workers import WorkerState
@@ -248,6 +250,28 @@ def test_the_picture_comes_inline_when_asked_for(client, services):
     task = client.get(f"/tasks/{finished(services)}?include=image").json
     assert base64.b64decode(task["image_base64"]) == picture()
     assert client.get(f"/tasks/{queued(services)}?include=image").json["image_base64"] is None
+
+
+def test_a_picture_that_was_not_there_to_come_inline_is_told_to_who_asks_again(client, services):
+    task_id = finished(services)
+    address, name = f"/tasks/{task_id}?include=image", output_name(task_id, 0)
+    services.storage.delete(name)
+    without = client.get(address)
+    assert without.json["image_base64"] is None
+    services.storage.put(name, picture(), "image/png")
+    again = client.get(address, headers={"If-None-Match": without.headers["ETag"]})
+    assert (again.status_code, bool(again.json["image_base64"])) == (200, True)
+    assert client.get(address, headers={"If-None-Match": again.headers["ETag"]}).status_code == 304
+
+
+def test_pages_that_many_read_at_once_are_signed_by_a_few(client, services):
+    def read(_):
+        return client.application.test_client().get("/tasks").status_code
+
+    finished(services)
+    with ThreadPoolExecutor(30) as readers:
+        assert set(readers.map(read, range(60))) == {200}
+    assert sum(thread.name.startswith("listing") for thread in threading.enumerate()) <= SIGNERS
 
 
 @pytest.mark.parametrize("method", ["GET /tasks/nothing", "POST /tasks/nothing/start", "GET /tasks/nothing/image"])

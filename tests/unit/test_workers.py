@@ -1,13 +1,14 @@
 """Which workers are there, and what they serve."""
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
 
 from app.errors import StoreUnavailable
 from app.services import make_redis
-from app.workers import TTL, ModelState, WorkerRegistry, WorkerState
+from app.workers import FRESH, TTL, ModelState, WorkerRegistry, WorkerState
 
 ANN = WorkerState("ann", "gen.tiny", "ready", ("one-1", "two-1"), version="7")
 
@@ -50,6 +51,55 @@ def test_a_worker_of_a_newer_version_may_say_more(registry, services):
     newer = {**said, "mood": "calm", "loads": [{**load, "mood": "calm"} for load in said["loads"]]}
     services.redis.hset("workers", "ann", json.dumps(newer))
     assert registry.get("ann") == ann
+
+
+class Clock:
+    """Stands still but for whoever moves it."""
+
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+def test_of_many_who_ask_at_once_one_reads_and_the_others_take_what_was_read_before(services, monkeypatch):
+    clock, begun, go, readings = Clock(), threading.Event(), threading.Event(), []
+    registry = WorkerRegistry(services.redis, clock)
+    services.workers.announce(ANN)
+    assert registry.all() == [ANN]
+    fetch = registry._fetch
+
+    def slow():
+        readings.append(begun.set())
+        assert go.wait(10)
+        return fetch()
+
+    monkeypatch.setattr(registry, "_fetch", slow)
+    clock.now += 2 * FRESH
+    reader = threading.Thread(target=registry.all)
+    reader.start()
+    assert begun.wait(10)
+    assert [registry.all() for _ in range(3)] == [[ANN]] * 3
+    go.set()
+    reader.join(10)
+    assert len(readings) == 1
+
+
+def test_a_fleet_that_takes_long_to_read_is_read_less_often(services, monkeypatch):
+    clock, readings = Clock(), []
+    registry = WorkerRegistry(services.redis, clock)
+
+    def slow():
+        readings.append(clock.now)
+        clock.now += 0.1
+        return [ANN]
+
+    monkeypatch.setattr(registry, "_fetch", slow)
+    for _ in range(100):
+        registry.all()
+        clock.now += 0.05
+    # A tenth of five seconds, and the first.
+    assert len(readings) == 5
 
 
 def test_a_worker_that_leaves_is_gone(registry):

@@ -119,7 +119,7 @@ def test_doctor_blames_the_catalogue_alone_for_its_mistake(darkroom, stack):
     done = ended(darkroom("doctor", **{**stack.settings, "MODELS_FILE": "x"}), 1)
     [failed] = [line for line in done.stdout.splitlines() if line.startswith("failed")]
     assert failed.split()[1] == "catalogue"
-    assert failed.endswith(" -> correct MODELS_FILE")
+    assert failed.endswith(" -> correct that, or name another by MODELS_FILE")
 
 
 def test_doctor_advises_a_key_to_who_has_none(darkroom):

@@ -95,6 +95,18 @@ def test_a_model_that_does_not_fit_beside_the_others_gets_the_device_alone(resid
     assert (loaded, in_memory(models)) == (["a", "b", "b"], ["b"])
 
 
+@pytest.mark.parametrize("fault", [ValueError("my own bug"), None])
+def test_a_model_whose_first_picture_fails_is_named_with_the_reason(residents, fault):
+    class Faulty(Weighty):
+        def generate(self, *_):
+            if fault:
+                raise fault
+
+    models, _ = residents("a", load=lambda spec, settings: Faulty())
+    with pytest.raises(ModelLoadFailed, match=r"^a made no warm-up picture: .*(my own bug|NoneType)"):
+        models.load_all()
+
+
 def test_a_model_that_fails_to_load_leaves_the_others(residents):
     def load(spec, settings):
         if spec.model_version == "b":
