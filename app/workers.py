@@ -17,7 +17,7 @@ from redis import Redis
 from app.jobs import ask
 
 TTL = 15
-# Seconds for which a reading of all workers is good enough, or so many times what it took: of a large fleet that is long.
+# Seconds for which a reading of all workers is good enough, or so many times what it took: a large fleet's takes long.
 FRESH = 0.2
 SPARING = 10
 _KEY = "workers"
