@@ -104,7 +104,7 @@ def is_allowed(address: Address, *, allow_private: bool = False) -> bool:
     address = _meant(address)
     if any(address in network for network in _NEVER if network.version == address.version and address != _LOOPBACK):
         return False
-    if address.is_loopback or address.is_private:
+    if address.is_private:
         return allow_private
     return address.is_global and not address.is_multicast and not address.is_reserved and _is_unicast(address)
 

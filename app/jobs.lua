@@ -9,7 +9,8 @@ local now = tonumber(clock[1]) + tonumber(clock[2]) / 1000000
 local function get(field) return redis.call('HGET', key, field) end
 local function time(field) return tonumber(get(field) or '') or 0 end
 local function put(...) redis.call('HSET', key, ...) end
-local function stamp(field) put(field, string.format('%.3f', now)) end
+-- As exact as the indexes: who comes back finds its place by it.
+local function stamp(field) put(field, string.format('%.6f', now)) end
 local function running(phase) return phase == 'STARTING' or phase == 'RUNNING' or phase == 'UPLOADING' end
 local function index(name, score) redis.call('ZADD', 'jobs:' .. name, string.format('%.6f', score), id) end
 local function unindex(...) for _, name in ipairs({...}) do redis.call('ZREM', 'jobs:' .. name, id) end end

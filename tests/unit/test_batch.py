@@ -263,6 +263,16 @@ def test_a_job_that_has_cost_a_worker_takes_no_other_with_it(services, queue):
     assert press.calls == [2, 1]
 
 
+def test_a_job_that_has_cost_a_worker_is_made_alone(services, queue):
+    jobs, press = queue(3), Press()
+    services.jobs.claim(jobs[0].task_id, "lost", "worker-0")
+    lease_runs_out(services.redis, jobs[0].task_id)
+    services.jobs.requeue(jobs[0].task_id)
+    turn(services, press, jobs[0])
+    assert press.calls == [1]
+    assert states(services, jobs) == ["SUCCEEDED", "PENDING", "PENDING"]
+
+
 def test_the_time_that_a_job_takes_is_its_share_of_the_batch(services, queue):
     jobs = queue(4)
     turn(services, Press(during=lambda: _wait(services, 0.4)), jobs[0])

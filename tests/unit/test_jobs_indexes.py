@@ -231,6 +231,17 @@ def test_a_job_whose_worker_goes_again_and_again_keeps_its_place_in_line(jobs, r
         assert jobs.get(first.task_id).queued_at > jobs.get(second.task_id).queued_at, "for the last time"
 
 
+def test_jobs_of_one_moment_come_back_in_their_order(jobs):
+    line = [job() for _ in range(50)]
+    for new in line:
+        jobs.create(new)
+    before = [waiting.task_id for waiting in jobs.line("gen.tiny", 50)]
+    for new in reversed(line):
+        assert claim(jobs, new.task_id, "t1").verdict == "claimed"
+        jobs.release(new.task_id, "t1")
+    assert [waiting.task_id for waiting in jobs.line("gen.tiny", 50)] == before
+
+
 def _next_millisecond(jobs):
     now = jobs.now()
     until(lambda: jobs.now() > now + 0.001, 1, "the next millisecond")

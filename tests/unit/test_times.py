@@ -12,6 +12,11 @@ from app.services import build
 from app.settings import Settings
 from tests.stack import ROOT
 
+DEPLOYED_GRACE = {
+    "charts/darkroom/values.yaml": r"workerDefaults:.*?drainSeconds: (\d+)",
+    "infra/modules/gpu_worker/variables.tf": r'variable "grace" {[^}]*default += (\d+)',
+}
+
 ROW = re.compile(r"^\| ([^|]+?) \| ([\d.]+) \|", re.MULTILINE)
 
 
@@ -63,6 +68,9 @@ def test_the_times_agree_with_each_other(table):
     assert options("worker", "amqp://127.0.0.1:1//").task_time_limit == table["TIME_LIMIT"] + table["WORKER_TURN"]
     longest_turn = table["TIME_LIMIT"] + table["WORKER_TURN"] + table["WORKER_GRACE"]
     assert table["RabbitMQ's `consumer_timeout"] > longest_turn
+    for file, grace in DEPLOYED_GRACE.items():
+        seconds = int(re.search(grace, (ROOT / file).read_text(), re.DOTALL)[1])
+        assert table["RabbitMQ's `consumer_timeout"] > longest_turn - table["WORKER_GRACE"] + seconds, file
     assert table["visibility timeout of a Redis broker"] == 4 * table["TIME_LIMIT"]
     assert table["LEASE"] > redis_patience
     assert table["renewal of a lease"] <= table["LEASE"] / 3

@@ -168,6 +168,21 @@ def test_a_picture_is_stored_while_the_next_one_is_made(services, queue):
     assert [services.jobs.get(each.task_id).status for each in jobs] == ["SUCCEEDED"] * 2
 
 
+def test_no_more_than_one_jobs_pictures_wait_to_be_stored(services, queue):
+    third, seen = threading.Event(), []
+
+    def hang_at_the_first(number):
+        if number == 1:
+            seen.append(third.wait(0.5))
+
+    jobs = queue(3)
+    painter = Painter(lambda number: number == 3 and third.set())
+    slow = dataclasses.replace(services, storage=Store(services.storage, hang_at_the_first))
+    worker(slow, painter).run(jobs[0])
+    assert seen == [False]
+    assert phases(services, jobs) == [Phase.DONE] * 3
+
+
 def test_a_job_is_not_done_before_its_picture_is_stored_whatever_the_next_one_does(services, queue):
     jobs, seen = queue(2), []
     slow = dataclasses.replace(services, storage=Store(services.storage, lambda _: seen.append(phases(services, jobs))))

@@ -48,7 +48,7 @@ variable "queue" {
 variable "grace" {
   description = "WORKER_GRACE: a running job may still take this long when its worker must go."
   type        = number
-  default     = 300
+  default     = 240
 }
 
 variable "model_memory" {
