@@ -7,11 +7,14 @@ import uuid
 
 from PIL import Image
 
+from app.callers import ANYONE
 from app.generate import Runner
+from app.intake import input_name
 from app.line import Line
 from app.params import Params
 from app.quarantine import Quarantine
 from app.record import Job, Phase
+from app.schemas import GenerateRequest
 from app.services import build
 from tests.stack import until
 
@@ -69,6 +72,22 @@ def job(*, waits=False, queue="gen.tiny", **changes):
     if waits:
         own = {"phase": Phase.AWAITING_UPLOAD, "upload_seconds": 900, **own}
     return Job(**{"task_id": str(uuid.uuid4()), "queue": queue, "params": params(**changes), **own})
+
+
+def awaiting(services):
+    """The id of a job whose input picture is still to come."""
+    task_id = str(uuid.uuid4())
+    services.jobs.create(job(task_id=task_id, waits=True, input_url=services.storage.url_of(input_name(task_id))))
+    return task_id
+
+
+def ids(published):
+    return [sent.task_id for sent in published]
+
+
+def submit(intake, **fields):
+    submission = intake.submit(GenerateRequest(prompt="a red star", **fields), ANYONE)
+    return submission.job, submission.upload
 
 
 RESULT = {"images": "[]", "metrics": "{}", "worker_version": "1"}

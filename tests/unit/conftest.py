@@ -1,4 +1,4 @@
-"""The parts of `services`, and callers with keys."""
+"""The parts of `services`, what works with them, and callers with keys."""
 
 import dataclasses
 
@@ -6,7 +6,11 @@ import pytest
 
 from app import keys
 from app.callers import Callers
+from app.courier import Courier
+from app.errors import BrokerUnavailable
+from app.intake import Intake
 from app.web import create_app
+from tests.things import job
 
 
 @pytest.fixture
@@ -26,6 +30,39 @@ def full(redis):
     redis.config_set("maxmemory", 1)
     yield lambda: redis.config_set("maxmemory", 0)
     redis.config_set("maxmemory", 0)
+
+
+@pytest.fixture
+def queued(services):
+    """Makes queued jobs."""
+
+    def make(**changes):
+        new = job(**changes)
+        services.jobs.create(new)
+        services.jobs.confirm(new.task_id)
+        return new
+
+    return make
+
+
+@pytest.fixture
+def intake(services):
+    return Intake(services)
+
+
+@pytest.fixture
+def broken(services):
+    """An intake whose broker takes nothing."""
+
+    def refuse(job):
+        raise BrokerUnavailable
+
+    return Intake(dataclasses.replace(services, publish=refuse))
+
+
+@pytest.fixture
+def courier(services):
+    return Courier(services)
 
 
 @pytest.fixture
