@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import structlog
 
-from app import alive, metrics, telemetry, tracing
+from app import alive, leftovers, metrics, telemetry, tracing
 from app.census import Census
 from app.errors import (
     BrokerUnavailable,
@@ -97,8 +97,9 @@ class Courier:
             for queue in self._services.catalogue.queues():
                 self._each(self._without_message(queue), self._publish)
             self._apart(self._services.quarantine.collect)
-        # Last: each of them is a question to the bucket, which may be slow.
+        # Last what asks the bucket, which may be slow.
         self._look_for_uploads()
+        self._clear_leftovers()
         self._clear()
         if not self._closed:
             metrics.SWEEP.set_to_current_time()
@@ -183,6 +184,12 @@ class Courier:
         if missing:
             log.warning("sweep.messages_lost", queue=queue, messages=missing)
         return waiting[:missing]
+
+    def _clear_leftovers(self) -> None:
+        try:
+            leftovers.clear(self._services)
+        except StorageUnavailable as error:
+            log.warning("sweep.leftovers_stay", reason=str(error))
 
     def _clear(self) -> None:
         """Each hour, what a folder holds for longer than results are kept; a bucket has a rule for that.

@@ -11,6 +11,7 @@ from app.jobs import Standing
 from app.models import ModelSpec
 from app.record import Job, Phase, Status
 from app.schemas import (
+    MAX_INLINE_BYTES,
     Delivery,
     Image,
     Model,
@@ -26,9 +27,6 @@ from app.schemas import (
 from app.services import Services
 from app.storage import SignedUpload
 from app.workers import WorkerState, status_among
-
-# Each reader holds several times as much of a web process' memory until the answer is sent.
-MAX_INLINE_BYTES = 8_000_000
 
 
 def task_document(job: Job, services: Services, *, inline: bool = False) -> Task:

@@ -11,7 +11,7 @@ from typing import Any, Self
 import structlog
 from PIL import Image
 
-from app import metrics, tracing
+from app import leftovers, metrics, tracing
 from app.errors import (
     ClaimLost,
     DeviceLost,
@@ -202,17 +202,17 @@ class Held:
             self.lap("upload_ms")
             self._succeed(images, batch_size)
         except ClaimLost:
-            self._take_back(len(pictures))
+            self._leave_if_deleted(len(pictures))
             raise
 
-    def _take_back(self, pictures: int) -> None:
-        """What was stored while the task was deleted would be there again, and for as long as results are kept."""
-        with suppress(StoreUnavailable, StorageUnavailable):
+    def _leave_if_deleted(self, pictures: int) -> None:
+        """Where the task was deleted while its pictures were stored, nobody else knows of them."""
+        names = [output_name(self.job.task_id, index) for index in range(pictures)]
+        with suppress(TaskNotFound, StoreUnavailable):
             try:
                 self._services.jobs.get(self.job.task_id)
-            except (TaskExpired, TaskNotFound):
-                for index in range(pictures):
-                    self._services.storage.delete(output_name(self.job.task_id, index))
+            except TaskExpired:
+                leftovers.leave(self._services, names)
 
     @tracing.span("job.upload")
     def _store(self, index: int, picture: Picture) -> dict[str, Any]:

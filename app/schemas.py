@@ -11,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from app.errors import JOB_CODES, REFUSAL_CODES
 
 MAX_SEED = 2**32 - 1
+# Each reader of such an answer holds several times as much of a web process' memory until it is sent.
+MAX_INLINE_BYTES = 8_000_000
 
 # C0 controls but tab, newline and carriage return: they are in no prompt that a person wrote, and PNG text
 # chunks cannot hold NUL.
@@ -153,7 +155,8 @@ class TaskQuery(_Query):
         Field(ge=0, le=60, allow_inf_nan=False, description="Hold the answer until the task is done, at most so long."),
     ] = 0
     include: Annotated[
-        Literal["image"] | None, Field(description="`image` adds `image_base64`, unless that has over 8 MB.")
+        Literal["image"] | None,
+        Field(description=f"`image` adds `image_base64`, of a picture of at most {MAX_INLINE_BYTES // 10**6} MB."),
     ] = None
 
 

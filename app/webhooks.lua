@@ -51,9 +51,9 @@ function moves.settle()
   return {'over'}
 end
 
--- seconds: its turn comes later, without counting as a try.
+-- seconds: its turn comes later, without counting as a try. Whoever took it, or has settled it meanwhile, has moved its time.
 function moves.postpone()
-  if not leased() then redis.call('ZADD', outbox, 'XX', string.format('%.6f', now + ARGV[4]), entry) end
+  if (tonumber(redis.call('ZSCORE', outbox, entry) or '') or math.huge) <= now then due(now + ARGV[4]) end
   return {'postponed'}
 end
 

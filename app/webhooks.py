@@ -65,7 +65,7 @@ MOST_ASKED_SECONDS = 6 * 3600
 THREADS = 16
 SHARES = {"all": THREADS, "host": 4, "caller": 12}
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.1
 # Between two tries while the store is away.
 OUTAGE_SECONDS = 2.0
 # So many entries are read at once, and at most so often in one round.

@@ -21,7 +21,7 @@ class Sleeping:
         self._seconds = seconds
 
     def generate(self, params: Any, _: Any, on_step: Any) -> Iterator[Image.Image]:
-        """See `app.generate.Model`."""
+        """See `app.models.contract.Model`."""
         for step in range(params.num_inference_steps):
             time.sleep(self._seconds)
             on_step(step + 1, params.num_inference_steps)

@@ -3,12 +3,13 @@
 import json
 from urllib.parse import quote, urlsplit
 
+import google.oauth2.credentials
 import pytest
 import requests
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 
-from app.errors import StorageUnavailable
+from app.errors import StorageFailed, StorageUnavailable
 from app.storage import make_storage
 from tests.services.sockets import on_port
 from tests.signed import soon, verify
@@ -52,8 +53,6 @@ def test_a_bucket_without_a_prefix_holds_objects_under_their_own_names(google, b
 def test_an_object_that_arrives_damaged_is_refused(gcs, name, monkeypatch):
     from google.cloud.storage import Blob
 
-    from app.errors import StorageFailed
-
     monkeypatch.setattr(Blob, "crc32c", property(lambda self: "AAAAAA=="))
     with pytest.raises(StorageFailed, match="not stored whole"):
         gcs.put(name, b"picture", "image/png")
@@ -68,6 +67,30 @@ def test_a_google_that_refuses_is_told_as_unavailable(gcs, name, monkeypatch):
     monkeypatch.setattr(gcs._bucket, "get_blob", refuse)
     with pytest.raises(StorageUnavailable, match="Forbidden"):
         gcs.size(name)
+
+
+@pytest.mark.usefixtures("google")
+def test_a_large_object_that_arrives_damaged_is_refused_likewise(settings, name, monkeypatch):
+    """Above 8 MiB Google's client sends it in a session of its own, and compares the checksums itself."""
+
+    def damaging(environ, start_response):
+        environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"] or 0))
+        start_response("200 OK", [("Content-Type", "application/json"), ("Location", f"{address}/session")])
+        return [b'{"size": "9000000", "crc32c": "AAAAAA=="}']
+
+    with on_port(free_port(), damaging) as address:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", address)
+        storage = make_storage(settings.model_copy(update={"storage_url": "gs://bucket"}))
+        with pytest.raises(StorageFailed, match="not stored whole"):
+            storage.put(name, bytes(9_000_000), "image/png")
+
+
+def test_a_persons_own_credentials_are_told_as_such(settings, monkeypatch):
+    person = google.oauth2.credentials.Credentials("token")
+    monkeypatch.setattr("google.auth.default", lambda **_: (person, "project"))
+    storage = make_storage(settings.model_copy(update={"storage_url": "gs://bucket"}))
+    with pytest.raises(StorageUnavailable, match="person's own credentials"):
+        storage.download_url("output/x.png", 60)
 
 
 @pytest.mark.parametrize("answer", [b"[]", b'"no"', b"null", b'{"size": "much"}', b"<html>"])

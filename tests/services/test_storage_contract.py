@@ -9,7 +9,8 @@ import pytest
 import requests
 
 from app.errors import InputInvalid, InvalidRequest, ObjectExists
-from app.storage import GCSStorage, LocalStorage, make_storage
+from app.gcs import GCSStorage
+from app.storage import LocalStorage, make_storage
 from app.web import create_app
 from tests.services.sockets import on_port
 from tests.stack import free_port

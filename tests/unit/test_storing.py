@@ -25,7 +25,9 @@ def test_a_job_that_ended_and_was_deleted_between_two_pictures_gets_no_more_of_t
     assert [services.storage.size(output_name(new.task_id, index)) for index in (1, 2)] == [None, None]
 
 
-def test_a_picture_that_is_stored_while_its_task_is_deleted_is_gone_too(services, queued, monkeypatch):
+def test_a_picture_that_is_stored_while_its_task_is_deleted_is_gone_with_the_next_sweep(
+    services, courier, queued, monkeypatch
+):
     new, put = queued(num_images=2), services.storage.put
 
     def slow(name, *rest):
@@ -35,8 +37,19 @@ def test_a_picture_that_is_stored_while_its_task_is_deleted_is_gone_too(services
         put(name, *rest)
 
     monkeypatch.setattr(services.storage, "put", slow)
-    assert run(services, new)["verdict"] == "claim_lost"
+    # As a worker, who may not: test_doctor.py.
+    with monkeypatch.context() as worker:
+        worker.setattr(services.storage, "delete", refuse)
+        assert run(services, new)["verdict"] == "claim_lost"
+        courier.sweep()
+    assert services.storage.size(output_name(new.task_id, 1)), "a store that deletes nothing now is asked again"
+    courier.sweep()
     assert [services.storage.size(output_name(new.task_id, index)) for index in (0, 1)] == [None, None]
+    assert services.redis.exists("storage:leftovers") == 0
+
+
+def refuse(*_):
+    raise StorageUnavailable("Forbidden")
 
 
 def test_a_picture_of_a_task_that_only_ended_meanwhile_stays_for_who_runs_it_again(services, queued, monkeypatch):

@@ -85,6 +85,20 @@ def test_of_many_who_ask_at_once_one_reads_and_the_others_take_what_was_read_bef
     assert len(readings) == 1
 
 
+def test_nobody_goes_by_a_reading_that_is_older_than_a_workers_silence(services, monkeypatch):
+    clock = Clock()
+    registry = WorkerRegistry(services.redis, clock)
+    services.workers.announce(ANN)
+    assert registry.all() == [ANN]
+    # Somebody reads, and Redis does not answer them.
+    assert registry._reading.acquire()
+    services.workers.leave(ANN.name)
+    clock.now += TTL
+    assert registry.all() == [ANN]
+    clock.now += 1
+    assert registry.all() == []
+
+
 def test_a_fleet_that_takes_long_to_read_is_read_less_often(services, monkeypatch):
     clock, readings = Clock(), []
     registry = WorkerRegistry(services.redis, clock)
@@ -100,6 +114,22 @@ def test_a_fleet_that_takes_long_to_read_is_read_less_often(services, monkeypatc
         clock.now += 0.05
     # A tenth of five seconds, and the first.
     assert len(readings) == 5
+
+
+def test_however_long_a_fleet_takes_to_read_it_is_read_within_a_workers_silence(services, monkeypatch):
+    clock, readings = Clock(), []
+    registry = WorkerRegistry(services.redis, clock)
+
+    def slower():
+        readings.append(clock.now)
+        clock.now += TTL / 3
+        return [ANN]
+
+    monkeypatch.setattr(registry, "_fetch", slower)
+    registry.all()
+    clock.now += TTL / 2
+    registry.all()
+    assert len(readings) == 2
 
 
 def test_a_worker_that_leaves_is_gone(registry):

@@ -4,7 +4,7 @@ locals {
   # Without `list`, a missing object is answered 403 and not 404.
   permissions = {
     web     = ["storage.objects.create", "storage.objects.delete", "storage.objects.get", "storage.objects.list"]
-    courier = ["storage.objects.get", "storage.objects.list"]
+    courier = ["storage.objects.delete", "storage.objects.get", "storage.objects.list"]
     worker  = ["storage.objects.create", "storage.objects.get", "storage.objects.list"]
   }
   # In the cluster; workers on machines of their own run as the account directly.

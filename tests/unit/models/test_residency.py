@@ -107,6 +107,19 @@ def test_a_model_whose_first_picture_fails_is_named_with_the_reason(residents, f
         models.load_all()
 
 
+def test_a_model_whose_first_picture_does_not_fit_beside_the_others_gets_the_device_alone(residents):
+    class Hungry(Weighty):
+        def generate(self, *given):
+            if in_memory(models) != []:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().generate(*given)
+
+    models, _ = residents("a", "b", load=lambda spec, settings: Hungry() if spec.model_version == "b" else Weighty())
+    assert models["a"]
+    assert models["b"]
+    assert in_memory(models) == ["b"]
+
+
 def test_a_model_that_fails_to_load_leaves_the_others(residents):
     def load(spec, settings):
         if spec.model_version == "b":
