@@ -271,6 +271,7 @@ def test_workers_are_scaled_by_what_waits_and_what_runs():
         'image__tag="latest"',
         'storage__url="s3://bucket"',
         'settings={"BROKER_URL": "amqp://secret"}',
+        'settings={"RESULT_TLL": 3600}',
         "rabbitmq__replicas=2",
         'rabbitmq__resources__limits__memory="2G"',
         "rabbitmq__resources__limits=null",
@@ -286,11 +287,28 @@ def test_a_wrong_value_is_refused_before_anything_is_made(wrong):
     assert run(tool(TOOLS / "programs/helm4"), "template", "darkroom", CHART, *given, check=False).returncode != 0
 
 
-def test_a_release_without_a_name_to_call_it_by_is_refused():
-    given = ["--values", CHART / "values-production.yaml", "--set", "ingress.host="]
-    told = run(tool(TOOLS / "programs/helm4"), "template", "darkroom", CHART, *given, check=False)
-    assert told.returncode != 0
-    assert "ingress.host" in told.stderr
+@pytest.mark.parametrize(
+    ("values", "lacks", "told"),
+    [
+        ("production", "ingress.host=", "ingress.host"),
+        ("minikube", "storage.signingSecret=", "storage.signingSecret"),
+        ("minikube", "redis.enabled=false", "redis.external.secret"),
+        ("minikube", "rabbitmq.enabled=false", "rabbitmq.external.secret"),
+    ],
+)
+def test_a_release_that_could_not_start_is_refused_by_the_name_of_what_it_lacks(values, lacks, told):
+    given = ["--values", CHART / f"values-{values}.yaml", "--set", lacks]
+    done = run(tool(TOOLS / "programs/helm4"), "template", "darkroom", CHART, *given, check=False)
+    assert done.returncode != 0
+    assert f"({told})" in done.stderr
+
+
+def test_the_chart_takes_each_setting_that_there_is_and_no_other():
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["settings"]
+    names, others = schema["propertyNames"]["anyOf"]
+    secrets = {"BROKER_URL", "REDIS_URL", "SIGNING_KEY", "WEBHOOK_SECRET"}
+    assert set(names["enum"]) == {name.upper() for name in Settings.model_fields} - secrets
+    assert others["pattern"].startswith("^OTEL_")
 
 
 def test_the_ingress_speaks_to_one_controller_and_tells_it_the_limits():

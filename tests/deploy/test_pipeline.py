@@ -83,6 +83,13 @@ def rolled_back(script, path, history, **options):
 LIVE = {"revision": 2, "status": "deployed", "description": "Upgrade complete"}
 
 
+def test_a_cluster_that_cannot_be_reached_is_told_as_that(script, path):
+    path(helm="echo 'Error: kubernetes cluster unreachable' >&2; exit 1")
+    done = script("rollback", "web", check=False)
+    told = "Error: kubernetes cluster unreachable\nrollback: the history of the release cannot be read\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
 @pytest.mark.parametrize(
     ("history", "revision"),
     [

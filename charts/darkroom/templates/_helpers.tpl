@@ -95,7 +95,7 @@ capabilities: {drop: [ALL]}
   value: {{ if .Values.tls.enabled }}amqps{{ else }}amqp{{ end }}://darkroom:$(BROKER_PASSWORD)@{{ include "darkroom.rabbitmq.host" . }}:{{ include "darkroom.rabbitmq.port" . }}//
 {{- else }}
 - name: BROKER_URL
-  valueFrom: {secretKeyRef: {name: {{ .Values.rabbitmq.external.secret }}, key: url}}
+  valueFrom: {secretKeyRef: {name: {{ required "name the Secret that holds the broker's address (rabbitmq.external.secret)" .Values.rabbitmq.external.secret }}, key: url}}
 {{- end }}
 {{- end }}
 
@@ -109,7 +109,10 @@ capabilities: {drop: [ALL]}
   value: {{ if .Values.tls.enabled }}rediss{{ else }}redis{{ end }}://:$(REDIS_PASSWORD)@{{ include "darkroom.redis.host" . }}:6379/0
 {{- else }}
 - name: REDIS_URL
-  valueFrom: {secretKeyRef: {name: {{ .Values.redis.external.secret }}, key: url}}
+  valueFrom: {secretKeyRef: {name: {{ required "name the Secret that holds Redis' address (redis.external.secret)" .Values.redis.external.secret }}, key: url}}
+{{- end }}
+{{- if and (hasPrefix "file://" .Values.storage.url) (not .Values.storage.signingSecret) }}
+{{- fail "name the Secret of the key that signs the links to a volume's pictures (storage.signingSecret)" }}
 {{- end }}
 {{- with .Values.storage.signingSecret }}
 - name: SIGNING_KEY
