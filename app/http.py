@@ -24,7 +24,8 @@ _PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/compo
 
 _WORD = {"type": "string"}
 STREAM = {
-    "description": "Server-sent events; `data` is JSON: the task of a `status`, numbers or a picture of the others.",
+    "description": "Server-sent events; `data` is JSON: a `status` has the task, a `progress` its `step` and `steps`, "
+    "a `preview` the picture so far, a JPEG in base64, as `preview`. Lines that begin with a colon say nothing.",
     "content": {
         "text/event-stream": {
             "schema": {
@@ -84,9 +85,12 @@ def register(app: Flask, callers: Callers, settings: Settings) -> None:
     app.teardown_request(lambda _: structlog.contextvars.clear_contextvars())
 
 
-def refusal(status: int) -> dict[str, Any]:
-    """A refusal, for the OpenAPI document."""
-    return {"description": f"A problem document with status {status}.", **_PROBLEM}
+def refusal(status: int | None = None) -> dict[str, Any]:
+    """A refusal, for the OpenAPI document; without a status, all that are not named."""
+    return {
+        "description": f"A problem document with {f'status {status}' if status else 'any other status'}.",
+        **_PROBLEM,
+    }
 
 
 def responses(success: dict[int, Any], *refusals: int) -> Any:

@@ -4,7 +4,7 @@ The OpenAPI document is made from these types, so their descriptions are the ref
 """
 
 import functools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -149,6 +149,12 @@ class EventsHeader(_Parameters):
     ] = ""
 
 
+class TaskHeader(_Parameters):
+    if_none_match: Annotated[
+        str, Field(alias="If-None-Match", description="The ETag of an answer that you have: 304 while nothing changed.")
+    ] = ""
+
+
 class TaskQuery(_Query):
     wait: Annotated[
         float,
@@ -234,8 +240,22 @@ class Webhook(_Answer):
     deliveries: list[Delivery]
 
 
+def _told(**headers: str) -> ConfigDict:
+    """What the answer's headers say, for the OpenAPI document."""
+    told = {
+        name.replace("_", "-"): {"description": text, "schema": {"type": "string"}} for name, text in headers.items()
+    }
+    return cast("ConfigDict", {"openapi_extra": {"headers": told}})
+
+
+_AGAIN = "While the task is PENDING: in how many seconds to look again."
+_TAG = "For `If-None-Match`. Not while the task waits in a queue, where its place changes without it."
+
+
 class Task(_Answer):
     """The task document. Times are RFC 3339 in UTC."""
+
+    model_config = _told(ETag=_TAG, Retry_After=_AGAIN)
 
     task_id: str
     status: Literal["PENDING", "SUCCEEDED", "FAILED"]
@@ -288,6 +308,12 @@ class Submitted(Task):
 
     Method, headers, time and size are the same for both. `notice` says why the job may wait for long.
     """
+
+    model_config = _told(
+        Location="Where the task is.",
+        Retry_After=_AGAIN,
+        Idempotency_Replayed="`true` where an earlier request with this Idempotency-Key made the task.",
+    )
 
     notice: str | None = None
     upload_url: str | None

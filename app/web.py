@@ -36,6 +36,7 @@ from app.schemas import (
     Problem,
     Submitted,
     Task,
+    TaskHeader,
     TaskList,
     TaskListQuery,
     TaskPath,
@@ -58,7 +59,7 @@ def create_app(services: Services) -> OpenAPI:
         info=Info(title="Darkroom", version=__version__, description="Push-and-forget image generation."),
         validation_error_model=Problem,
         validation_error_callback=problems.invalid,
-        responses={"default": http.refusal(500), 422: http.refusal(422)},
+        responses={"default": http.refusal(), 422: http.refusal(422)},
         security_schemes={"bearer": {"type": "http", "scheme": "bearer"}},
         # A deployment without keys asks for none.
         openapi_extensions={"security": [{"bearer": []}, {}]},
@@ -250,7 +251,7 @@ def _tickets(app: OpenAPI, desk: Desk) -> None:
         return answer(page(desk.services, caller().name, query))
 
     @app.get("/tasks/<string:task_id>", tags=[TASKS], responses=responses({200: Task, 304: None}, 404, 410, 503))
-    def task(path: TaskPath, query: TaskQuery) -> Response:
+    def task(header: TaskHeader, path: TaskPath, query: TaskQuery) -> Response:  # noqa: ARG001, http.tagged heeds it
         """The task as it is, or as soon as it is done within `wait` seconds."""
         return desk.answer(desk.wait(path.task_id, query.wait), inline=query.include == "image")
 
@@ -258,7 +259,7 @@ def _tickets(app: OpenAPI, desk: Desk) -> None:
     def events(header: EventsHeader, path: TaskPath) -> Response:
         """Server-sent events: the task as it is, then `status`, `progress` and `preview`, until it is done.
 
-        With `Last-Event-ID` the first is left out when nothing has changed since that event.
+        With `Last-Event-ID` the first is left out when nothing has changed since that event, unless the task is done.
         """
         return desk.events(path.task_id, http.last_event_id(header.last_event_id))
 

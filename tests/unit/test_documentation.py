@@ -41,6 +41,7 @@ def test_every_link_leads_somewhere(page):
 # Who runs the shell commands of a page; where nobody does, the words by which the page says so.
 RUN = {
     "README.md": "tests/functional/test_server.py",
+    "docs/api.md": "tests/functional/cli/test_commands.py",
     "docs/cli.md": "tests/functional/cli/test_commands.py",
     "docs/models.md": "tests/functional/test_server.py",
     "docs/operations.md": "tests/deploy/observability/test_on_the_running_stack.py",

@@ -46,9 +46,26 @@ def test_the_openapi_document_names_the_headers_that_are_heard(client):
         ("/generate", "Idempotency-Key"),
         ("/tasks/{task_id}/rerun", "Idempotency-Key"),
         ("/tasks/{task_id}/events", "Last-Event-ID"),
+        ("/tasks/{task_id}", "If-None-Match"),
     }
     assert list(paths["/tasks/{task_id}/events"]["get"]["responses"]["200"]["content"]) == ["text/event-stream"]
     assert {"401", "429"} & set(paths["/readyz"]["get"]["responses"]) == set()
+
+
+def test_the_openapi_document_names_the_headers_of_an_answer(client, services):
+    paths = client.get("/openapi.json").json["paths"]
+
+    def named(path, method, status):
+        return set(paths[path][method]["responses"][str(status)]["headers"])
+
+    told = client.post("/generate", json={"prompt": "x"}, headers={"Idempotency-Key": "k"})
+    again = client.post("/generate", json={"prompt": "x"}, headers={"Idempotency-Key": "k"})
+    assert {"Location", "Retry-After"} <= set(told.headers.keys())
+    assert named("/generate", "post", 202) == {"Location", "Retry-After", "Idempotency-Replayed"}
+    assert named("/generate", "post", 202) <= set(again.headers.keys())
+    assert named("/tasks/{task_id}", "get", 200) == {"ETag", "Retry-After"}
+    assert "ETag" in client.get(f"/tasks/{finished(services)}").headers
+    assert "Retry-After" in client.get(told.headers["Location"]).headers
 
 
 def test_a_task_document_is_as_the_openapi_document_says(client, services):

@@ -83,6 +83,7 @@ export function showRefusal(refusal) {
   byId("refusal").textContent = refusal.errors.length
     ? unplaced.map(({ field: name, reason }) => `${name}: ${reason}`).join("; ") || "Please look at the marked fields."
     : refusal.message;
+  form.querySelector("[aria-invalid]")?.focus();
 }
 
 /** What is wrong with a picture, where the visitor sees it, however far down the form that is. */

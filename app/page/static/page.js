@@ -109,8 +109,9 @@ async function submit(body, file = null) {
   try {
     await accept(await call("POST", "generate", body), file);
   } catch (refusal) {
-    counter.showRefusal(refusal);
+    // Where a field is at fault, that one is shown.
     byId("develop").scrollIntoView({ block: "nearest" });
+    counter.showRefusal(refusal);
   } finally {
     isSending = false;
     byId("develop").ariaDisabled = "false";
@@ -167,7 +168,10 @@ async function takeHome(task) {
 
 /** Nothing brings a picture back: the first click asks, the second one means it. */
 async function remove(task) {
-  if (doomed !== task.task_id) return doom(task.task_id);
+  if (doomed !== task.task_id) {
+    tell("Once more deletes it for good.");
+    return doom(task.task_id);
+  }
   doom(null);
   await call("DELETE", `tasks/${task.task_id}`);
   const position = newestFirst().findIndex(({ task_id }) => task_id === task.task_id);

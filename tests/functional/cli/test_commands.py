@@ -1,4 +1,4 @@
-"""The other commands, their refusals, and every example of docs/cli.md."""
+"""The other commands, their refusals, and every example of docs/cli.md and docs/api.md."""
 
 import itertools
 import json
@@ -211,22 +211,27 @@ def test_without_a_file_of_keys_the_entry_to_add_is_printed(darkroom, tmp_path):
 # ---- The documentation
 
 
-def examples():
-    """Every command of docs/cli.md, in its order."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "docs/cli.md").read_text(), re.DOTALL)
+def examples(page="docs/cli.md"):
+    """Every command of this page, in its order."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     return [line for line in "".join(blocks).splitlines() if line and not line.startswith("#")]
 
 
-def test_every_example_of_the_documentation_runs(stack, tmp_path):
+@pytest.mark.parametrize(("page", "picture"), [("docs/cli.md", "again.png"), ("docs/api.md", "from-star.png")])
+def test_every_example_of_the_documentation_runs(stack, tmp_path, page, picture):
     """In one shell, after the exports, with `darkroom` as the entry point is called."""
     shell = f'darkroom() {{ {shlex.quote(sys.executable)} -m app "$@"; }}\nset -euo pipefail\n'
-    lines = [line.replace("https://darkroom.example", stack.url).replace("dk_…", stack.key) for line in examples()]
+    lines = [line.replace("https://darkroom.example", stack.url).replace("dk_…", stack.key) for line in examples(page)]
     done = subprocess.run(
         ["bash", "-c", shell + "\n".join(lines)], cwd=tmp_path, env=environment(stack),
         capture_output=True, text=True, timeout=250, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert size(tmp_path / "curled.png") == (64, 64)
+    assert size(tmp_path / picture) == (64, 64)
+    if page == "docs/api.md":
+        assert "304\n" in done.stdout
+        assert "event: status" in done.stdout
+        assert "/problems/" not in done.stdout, "no request is refused"
 
 
 def test_the_example_in_python_runs(stack, tmp_path, monkeypatch):
