@@ -30,13 +30,17 @@ SEAT_SECONDS = 0.4
 
 @dataclass(frozen=True)
 class DeadLetter:
-    """A message that left its queue unread: rejected by a worker, or brought too often. `body` is as it came."""
+    """A message that left its queue unread: rejected by a worker, or brought too often. `body` is as it came.
+
+    `reason` is RabbitMQ's word for why; empty where another broker gives none.
+    """
 
     queue: str
     body: bytes
     headers: dict[str, Any]
     content_type: str
     content_encoding: str
+    reason: str = ""
 
 
 class Broker:
@@ -186,4 +190,5 @@ def _letter(message: Any) -> DeadLetter:
         headers={name: value for name, value in headers.items() if not str(name).startswith("x-")},
         content_type=message.content_type or "",
         content_encoding=message.content_encoding or "",
+        reason=str(headers.get("x-first-death-reason") or ""),
     )

@@ -30,6 +30,9 @@ MAX_MESSAGES = 500
 TAKEN_SECONDS = 10
 
 # KEYS: its index, and what is kept of it; ARGV: its id, and since when it was here.
+# An operator's policy took the message out of its queue, for its age or for the queue's length.
+_BY_POLICY = ("expired", "maxlen")
+
 _REMOVE = """
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '') == tonumber(ARGV[2]) then
   redis.call('ZREM', KEYS[1], ARGV[1])
@@ -65,9 +68,11 @@ class Quarantine:
         # Before any is fetched: what is handed back again and again is dropped by the broker in the end.
         for letter in self._broker.dead_letters(min(limit, self._room())):
             try:
-                self._give_up(read(letter.headers, letter.content_type, letter.body))
+                job = read(letter.headers, letter.content_type, letter.body)
             except Unreadable as error:
                 self._keep(letter, str(error))
+            else:
+                self._take_in(job, letter)
 
     def entries(self, before: float, limit: int) -> tuple[list[Entry], float | None]:
         """The entries put in before that time, newest first, and the time before which the next page begins.
@@ -118,6 +123,13 @@ class Quarantine:
         if messages >= MAX_MESSAGES:
             log.warning("quarantine.full", messages=messages)
         return max(MAX_MESSAGES - messages, 0)
+
+    def _take_in(self, job: Job, letter: DeadLetter) -> None:
+        if letter.reason in _BY_POLICY:
+            # Nobody has failed at it: the sweep misses the job's message, and sends another.
+            log.warning("quarantine.dropped_by_policy", task_id=job.task_id, queue=letter.queue, reason=letter.reason)
+        else:
+            self._give_up(job)
 
     def _give_up(self, job: Job) -> None:
         """End a job that nobody has begun or ended. One that runs or is done only had a message too many."""

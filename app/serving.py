@@ -3,12 +3,21 @@
 Whoever knocks after SIGTERM is refused at once, so that a proxy asks the next one.
 """
 
+import errno
 import socket
+import time
 
+import structlog
 from gunicorn import util
 from gunicorn.workers.gthread import ThreadWorker
 
 from app import problems
+
+log = structlog.get_logger("darkroom.web")
+
+_NO_ROOM = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+# Seconds after which the door is tried again.
+BREATH = 0.5
 
 
 class DrainingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -35,6 +44,16 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
             for listener in self.sockets:
                 self._take_who_is_at_the_door(listener)
                 listener.close()
+
+    def accept(self, listener: object) -> None:
+        """Take who knocks. While there is no file left for them they wait at the door, and nobody here is the worse."""
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in _NO_ROOM:
+                raise
+            log.warning("web.no_files_left", reason=error.strerror)
+            time.sleep(BREATH)
 
     def _take_who_is_at_the_door(self, listener: object) -> None:
         """Their connection is made already: they may have sent their request."""

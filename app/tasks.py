@@ -66,11 +66,12 @@ def _broker(settings: Settings, catalogue: Catalogue, role: str) -> dict[str, An
 
 
 def _rabbitmq(_: Settings, catalogue: Catalogue, role: str) -> dict[str, Any]:
-    # The broker's own word that the message is safe, or an error.
-    transport: dict[str, Any] = {"confirm_publish": True}
+    # A worker publishes Celery's events alone, and must not wait for a broker that takes none now.
+    transport: dict[str, Any] = {}
     if role != "worker":
-        # Nothing but the socket's own timeout bounds a broker that hangs or holds publishers back.
-        transport |= {"read_timeout": PUBLISH_TIMEOUT, "write_timeout": PUBLISH_TIMEOUT}
+        # The broker's own word that the message is safe, or an error. Nothing but the socket's own timeout bounds a
+        # broker that hangs or holds publishers back.
+        transport = {"confirm_publish": True, "read_timeout": PUBLISH_TIMEOUT, "write_timeout": PUBLISH_TIMEOUT}
     return {
         "broker_transport_options": transport,
         "task_queues": [_work_queue(name) for name in catalogue.queues()] + [_quorum(QUARANTINE)],

@@ -190,6 +190,14 @@ class Outbox:
         return answer
 
 
+def _host(url: str) -> str:
+    """Whose server that is; empty for what is no URL, which the delivery itself will find."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
 @contextmanager
 def _in_trace(job: Job, claim: Claim) -> Iterator[None]:
     """The delivery as a step of the job's own trace, and the job's id on its lines."""
@@ -273,7 +281,7 @@ class Dispatcher:
             for entry in entries:
                 together.hmget(f"job:{entry.rpartition('.')[0]}", ["webhook_url", "caller"])
             found = ask(together.execute)
-        return [[ALL, ("host", urlsplit(url or "").hostname or ""), ("caller", caller or "")] for url, caller in found]
+        return [[ALL, ("host", _host(url or "")), ("caller", caller or "")] for url, caller in found]
 
     def _deliver(self, claim: Claim, seats: list[Seat]) -> None:
         try:

@@ -43,6 +43,9 @@ log = structlog.get_logger("darkroom.worker")
 # Seconds that a child may take to hand its job back.
 HAND_BACK = 5
 
+# Seconds that the broker may take to say goodbye, in which the last message is acknowledged too.
+GOODBYE = 4.0
+
 # What tells the child that its turn ends with the job it is at.
 STOP = signal.SIGUSR2
 
@@ -205,6 +208,19 @@ def _leave_within(seconds: float, worker: Any) -> None:
     _later(0, log.info, "worker.stopping")
     _later(seconds, _signal_children, worker, signal.SIGTERM)
     _later(seconds + HAND_BACK, _signal_children, worker, signal.SIGKILL)
+    _later(0, _go_without_goodbye, worker)
+
+
+def _go_without_goodbye(worker: Any) -> None:
+    """Leave, once nothing is at work, whatever the broker says: one that holds publishers back answers no goodbye."""
+    since = time.monotonic()
+    while time.monotonic() - since < GOODBYE:
+        time.sleep(0.1)
+        if celery_state.active_requests:
+            since = time.monotonic()
+    log.warning("worker.left_without_goodbye")
+    _signal_children(worker, signal.SIGKILL)
+    os._exit(EX_FAILURE if _gave_up.is_set() else EX_OK)
 
 
 def _later(seconds: float, act: Callable[..., Any], *args: Any) -> None:

@@ -28,7 +28,7 @@ worker_class = DrainingWorker
 threads = _settings.web_threads
 # Nine times as many may be open without a thread: a proxy's, between two requests, and those that say nothing, which
 # have a thread for 5 seconds and then cost a file and no more, until `keepalive`.
-worker_connections = max(min(10 * threads, _files() - 200), threads)
+worker_connections = max(min(10 * threads, _files() - 200), 8)
 # Above the longest `?wait=`: a restart lets those who wait have their answer.
 graceful_timeout = 65
 timeout = 90

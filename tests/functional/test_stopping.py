@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import redis
 import requests
 
+from app.client import ApiError
 from tests.backends import embedded
 from tests.stack import ROOT, Stack, until
 
@@ -67,6 +69,26 @@ def test_a_web_tier_whose_first_process_is_killed_gives_way_to_the_next_and_answ
     stack.ready(seconds=15)
     waits.join(60)
     assert [answer.status_code for answer in answers] == [200]
+
+
+def test_a_web_process_with_no_file_left_for_who_comes_goes_on_and_takes_them_later(stack):
+    web = stack.start("web")
+    stack.ready()
+    [child] = web.children
+    resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (child.num_fds() + 5,) * 2)
+    with contextlib.ExitStack() as silent:
+        for _ in range(40):
+            silent.enter_context(socket.create_connection(("127.0.0.1", stack.port), timeout=10))
+        until(lambda: web.wrote("web.no_files_left"), 20, "there is no file left")
+    # It finds by and by that they have gone.
+    until(lambda: takes(stack), 20, "it takes requests again")
+    assert web.children == [child]
+
+
+def takes(stack):
+    with contextlib.suppress(ApiError):
+        return stack.client.submit("a red circle")["status"] == "PENDING"
+    return False
 
 
 def has_connection(process):

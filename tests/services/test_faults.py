@@ -226,6 +226,32 @@ def test_a_worker_whose_model_does_not_load_ends_with_its_reason(stack):
     assert worker.wrote("fails-on-load cannot be loaded: the weights are not there")
 
 
+@contextlib.contextmanager
+def alarmed(services):
+    """RabbitMQ finds that it has no memory left, and takes nothing from those who publish."""
+    services("rabbitmqctl", "set_vm_memory_high_watermark", "absolute", "1")
+    try:
+        yield
+    finally:
+        services("rabbitmqctl", "set_vm_memory_high_watermark", "0.6")
+
+
+def test_a_broker_that_takes_no_messages_now_keeps_no_worker_from_those_it_has_nor_from_leaving(stack, services):
+    stack.start("web")
+    # Each job is a message of its own, after which the worker tells of it by an event.
+    worker = stack.start("worker", WORKER_TURN="0")
+    stack.ready("steady")
+    tickets = submit(stack, 8, steps=25)
+    with alarmed(services):
+        answer = requests.post(f"{stack.url}/generate", json={"prompt": "x", "model_version": "steady"}, timeout=30)
+        assert (answer.status_code, answer.json()["code"]) == (503, "broker_unavailable")
+        tasks = until(lambda: finished(stack, tickets), 60, "all that was queued is done")
+        assert {task["status"] for task in tasks} == {"SUCCEEDED"}
+        worker.process.terminate()
+        assert worker.process.wait(20) == 0
+    stack.roles.remove(worker)
+
+
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_without_a_broker_nothing_is_accepted_and_everything_can_be_read(stack, services, fault):
     stack.start("web")

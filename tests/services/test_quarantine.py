@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from urllib.parse import unquote, urlsplit
 
 import kombu
 import pytest
@@ -112,3 +113,25 @@ def test_nothing_that_is_broken_or_lost_stops_the_rest(stack):
     tasks = until(lambda: finished(stack, running), 60, "every job is done though its message was lost")
     assert {(task["status"], task["attempt"]) for task in tasks} == {("SUCCEEDED", 1)}
     assert worker.process.poll() is None
+
+
+def test_jobs_whose_messages_a_policy_threw_away_are_done_all_the_same(tmp_path, services):
+    """One that bounds the age of messages, say, which RabbitMQ then drops to quarantine unread."""
+    with on(real_services, tmp_path) as stack:
+        host = unquote(urlsplit(stack.settings["BROKER_URL"]).path[1:]) or "/"
+        stack.start("web")
+        courier = stack.start("courier", UNCONFIRMED_AFTER="1")
+        worker = stack.start("worker")
+        stack.ready("steady")
+        worker.process.terminate()
+        assert worker.process.wait(20) == 0
+        stack.roles.remove(worker)
+        services("rabbitmqctl", "set_policy", "--vhost", host, "aged", ".*", '{"message-ttl": 300}')
+        try:
+            tickets = submit(stack, 2, steps=2)
+            until(lambda: courier.wrote("quarantine.dropped_by_policy"), 30, "they were thrown away")
+        finally:
+            services("rabbitmqctl", "clear_policy", "--vhost", host, "aged")
+        stack.start("worker-2")
+        tasks = until(lambda: finished(stack, tickets), 60, "they are done")
+    assert {(task["status"], task["attempt"]) for task in tasks} == {("SUCCEEDED", 1)}

@@ -220,6 +220,16 @@ def test_who_is_killed_over_a_requeue_leaves_it_to_the_next_who_makes_no_second_
     assert client.get("/admin/quarantine").json["entries"] == []
 
 
+@pytest.mark.parametrize("reason", ["expired", "maxlen"])
+def test_a_message_that_a_policy_took_out_of_its_queue_ends_no_job(services, letters, reason):
+    new = job()
+    services.jobs.create(new)
+    letters.letters.append(letter_of(new, reason=reason))
+    Courier(services).sweep()
+    assert letters.letters == []
+    assert services.jobs.get(new.task_id).phase is Phase.QUEUED
+
+
 def test_no_key_of_its_caller_stands_in_the_way_of_a_requeue(services, client, exhausted):
     alice = Caller.model_construct(name="alice", sha256="", open_tasks=0)
     for key in (f"requeue:{exhausted}", f"requeue {exhausted}"):

@@ -76,6 +76,15 @@ def test_a_record_that_is_made_again_from_its_message_has_its_webhook(new, jobs)
     assert (again.webhook_url, again.webhook_events) == (URL, ["started"])
 
 
+def test_what_is_no_url_in_a_message_that_somebody_wrote_keeps_nobody_elses_webhook(services, ended):
+    good, bad = ended(), ended()
+    services.redis.hset(f"job:{bad}", "webhook_url", "https://[")
+    dispatcher = Dispatcher(services, recorder := Recorder())
+    dispatcher.dispatch()
+    dispatcher.close()
+    assert good in [payload["data"]["task_id"] for _, payload, _ in recorder.sent]
+
+
 def test_a_delivery_is_the_task_document_under_its_name_and_time(services, ended):
     task_id = ended(client_ref="mine")
     ((url, payload, headers),) = deliver(services)
