@@ -216,7 +216,7 @@ def _go_without_goodbye(worker: Any) -> None:
     since = time.monotonic()
     while time.monotonic() - since < GOODBYE:
         time.sleep(0.1)
-        if celery_state.active_requests:
+        if celery_state.reserved_requests and any(process.is_alive() for process in _children(worker)):
             since = time.monotonic()
     log.warning("worker.left_without_goodbye")
     _signal_children(worker, signal.SIGKILL)
