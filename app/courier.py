@@ -186,8 +186,12 @@ class Courier:
         return waiting[:missing]
 
     def _clear_leftovers(self) -> None:
+        until = self._time_is_up()
         try:
-            leftovers.clear(self._services)
+            for _ in leftovers.clear(self._services):
+                alive.beat(self._services.settings)
+                if self._services.clock() >= until:
+                    return
         except StorageUnavailable as error:
             log.warning("sweep.leftovers_stay", reason=str(error))
 

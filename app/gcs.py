@@ -39,7 +39,6 @@ class GCSStorage:
 
     def put(self, name: str, data: bytes, content_type: str) -> None:
         from google.api_core.exceptions import NotFound, PreconditionFailed
-        from google.cloud.storage.exceptions import DataCorruption
 
         blob = self._blob(name)
 
@@ -54,8 +53,6 @@ class GCSStorage:
             raise ObjectExists(name) from None
         except NotFound:
             raise StorageUnavailable(f"There is no bucket {self._bucket.name}.") from None
-        except DataCorruption:
-            raise StorageFailed(f"{name} was not stored whole.") from None
         confirm(stored, data, name)
 
     def get(self, name: str, max_bytes: int) -> bytes | None:
@@ -155,11 +152,17 @@ class GCSStorage:
             RequestRangeNotSatisfiable,
         )
         from google.auth.exceptions import GoogleAuthError
+        from google.cloud.storage.exceptions import DataCorruption
         from requests.exceptions import RequestException
 
         try:
             return command()
         except (NotFound, PreconditionFailed, RequestRangeNotSatisfiable):
             raise
+        except DataCorruption as error:
+            raise StorageFailed("A picture was not stored whole.") from error
         except (GoogleAPIError, GoogleAuthError, RequestException, OSError, *_NOT_GOOGLES) as error:
+            if isinstance(error.__context__, DataCorruption):
+                # Found while the client cleared away what it had written, which a worker may not.
+                raise StorageFailed("A picture was not stored whole.") from error
             raise StorageUnavailable(f"Google Cloud Storage does not answer ({type(error).__name__}).") from error

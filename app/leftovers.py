@@ -4,7 +4,7 @@ Such is a picture that was on its way into the store while its task was deleted:
 results are kept.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import partial
 
 from app.jobs import ask
@@ -20,8 +20,9 @@ def leave(services: Services, names: Collection[str]) -> None:
     ask(partial(services.redis.sadd, _KEY, *names))
 
 
-def clear(services: Services) -> None:
-    """Delete what was left; raises StorageUnavailable, StoreUnavailable, and the rest is there the next time."""
+def clear(services: Services) -> Iterator[None]:
+    """Delete what was left, a step for each; raises StorageUnavailable, and the rest is there the next time."""
     for name in ask(partial(services.redis.srandmember, _KEY, BATCH)):
         services.storage.delete(name)
         ask(partial(services.redis.srem, _KEY, name))
+        yield

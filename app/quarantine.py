@@ -29,10 +29,10 @@ MAX_MESSAGES = 500
 # For which an entry is one operator's, who may be gone by then.
 TAKEN_SECONDS = 10
 
-# KEYS: its index, and what is kept of it; ARGV: its id, and since when it was here.
 # An operator's policy took the message out of its queue, for its age or for the queue's length.
 _BY_POLICY = ("expired", "maxlen")
 
+# KEYS: its index, and what is kept of it; ARGV: its id, and since when it was here.
 _REMOVE = """
 if tonumber(redis.call('ZSCORE', KEYS[1], ARGV[1]) or '') == tonumber(ARGV[2]) then
   redis.call('ZREM', KEYS[1], ARGV[1])
@@ -127,6 +127,7 @@ class Quarantine:
     def _take_in(self, job: Job, letter: DeadLetter) -> None:
         if letter.reason in _BY_POLICY:
             # Nobody has failed at it: the sweep misses the job's message, and sends another.
+            self._jobs.create(job)
             log.warning("quarantine.dropped_by_policy", task_id=job.task_id, queue=letter.queue, reason=letter.reason)
         else:
             self._give_up(job)
@@ -186,7 +187,8 @@ def _key(entry_id: str) -> str:
 
 def _written(letter: DeadLetter) -> str:
     body = base64.b64encode(letter.body[:MAX_BODY_BYTES]).decode()
-    return json.dumps({**asdict(letter), "body": body}, default=str)
+    fields = {name: value for name, value in asdict(letter).items() if name != "reason"}
+    return json.dumps({**fields, "body": body}, default=str)
 
 
 def _letter(text: str) -> DeadLetter:

@@ -249,13 +249,17 @@ def _told(**headers: str) -> ConfigDict:
 
 
 _AGAIN = "While the task is PENDING: in how many seconds to look again."
-_TAG = "For `If-None-Match`. Not while the task waits in a queue, where its place changes without it."
+_TAG = "Of GET: for `If-None-Match`. Not while the task waits in a queue, where its place changes without it."
+_WHERE = "Where the new task is."
+_REPLAYED = "`true` where an earlier request with this Idempotency-Key made the task."
 
 
 class Task(_Answer):
     """The task document. Times are RFC 3339 in UTC."""
 
-    model_config = _told(ETag=_TAG, Retry_After=_AGAIN)
+    model_config = _told(
+        ETag=_TAG, Retry_After=_AGAIN, Location=f"Of a rerun: {_WHERE}", Idempotency_Replayed=f"Of a rerun: {_REPLAYED}"
+    )
 
     task_id: str
     status: Literal["PENDING", "SUCCEEDED", "FAILED"]
@@ -310,9 +314,9 @@ class Submitted(Task):
     """
 
     model_config = _told(
-        Location="Where the task is.",
+        Location=_WHERE,
         Retry_After=_AGAIN,
-        Idempotency_Replayed="`true` where an earlier request with this Idempotency-Key made the task.",
+        Idempotency_Replayed=_REPLAYED,
     )
 
     notice: str | None = None

@@ -46,7 +46,7 @@ class DrainingWorker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no typ
                 listener.close()
 
     def accept(self, listener: object) -> None:
-        """Take who knocks. While there is no file left for them they wait at the door, and nobody here is the worse."""
+        """Take who knocks. While there is no file left for them they wait at the door, and who is in for BREATH."""
         try:
             super().accept(listener)
         except OSError as error:

@@ -51,7 +51,8 @@ function moves.settle()
   return {'over'}
 end
 
--- seconds: its turn comes later, without counting as a try. Whoever took it, or has settled it meanwhile, has moved its time.
+-- seconds: its turn comes later, without counting as a try. Whoever took it, or has settled it meanwhile, has moved
+-- its time.
 function moves.postpone()
   if (tonumber(redis.call('ZSCORE', outbox, entry) or '') or math.huge) <= now then due(now + ARGV[4]) end
   return {'postponed'}

@@ -43,8 +43,10 @@ log = structlog.get_logger("darkroom.worker")
 # Seconds that a child may take to hand its job back.
 HAND_BACK = 5
 
-# Seconds that the broker may take to say goodbye, in which the last message is acknowledged too.
+# Seconds that the broker may take to say goodbye, once nothing is at work: the last message is acknowledged within one.
+# With those for handing back they are less than the patience of up.py.
 GOODBYE = 4.0
+LOOK = 0.1
 
 # What tells the child that its turn ends with the job it is at.
 STOP = signal.SIGUSR2
@@ -149,16 +151,13 @@ def main(settings: Settings) -> int:
     )
     _speak_as_one()
     _hear_of_hang_ups()
-    signals.worker_shutting_down.connect(lambda **_: _leave_within(settings.worker_grace, worker), weak=False)
+    signals.worker_shutting_down.connect(lambda **_: _leave_within(settings, worker), weak=False)
     if not settings.embedded:
         # Without a worker's patience, as the registry.
         watching = build(settings, "courier")
         _later(0, keep_hearing, worker, lambda: _has_messages(watching, queue))
     worker.start()
-    with suppress(StoreUnavailable):
-        # A store that is away will miss this one by itself.
-        _registry(settings).leave(name)
-    metrics.clear(settings)
+    _be_missed_by_nobody(settings, name)
     # A step that gives up says why; Celery keeps that as the exit code.
     if isinstance(worker.exitcode, str):
         raise ModelLoadFailed(worker.exitcode)
@@ -201,26 +200,44 @@ def _hear_of_hang_ups() -> None:
     celery.apps.worker.install_worker_term_handler = both  # type: ignore[attr-defined]
 
 
-def _leave_within(seconds: float, worker: Any) -> None:
+def _be_missed_by_nobody(settings: Settings, name: str) -> None:
+    with suppress(StoreUnavailable):
+        # A store that is away will miss this one by itself.
+        _registry(settings).leave(name)
+    metrics.clear(settings)
+
+
+def _leave_within(settings: Settings, worker: Any) -> None:
     """Celery waits for the running job however long it takes, and leaves as soon as it is done: bound that."""
+    seconds = settings.worker_grace
     _signal_children(worker, STOP)
     # In a thread: this is the handler of a signal, which may have come in the midst of a line.
     _later(0, log.info, "worker.stopping")
     _later(seconds, _signal_children, worker, signal.SIGTERM)
     _later(seconds + HAND_BACK, _signal_children, worker, signal.SIGKILL)
-    _later(0, _go_without_goodbye, worker)
+    _later(0, _go_without_goodbye, settings, worker)
 
 
-def _go_without_goodbye(worker: Any) -> None:
+def _go_without_goodbye(settings: Settings, worker: Any) -> None:
     """Leave, once nothing is at work, whatever the broker says: one that holds publishers back answers no goodbye."""
     since = time.monotonic()
     while time.monotonic() - since < GOODBYE:
-        time.sleep(0.1)
-        if celery_state.reserved_requests and any(process.is_alive() for process in _children(worker)):
+        time.sleep(LOOK)
+        if celery_state.reserved_requests and _is_any_alive(worker):
             since = time.monotonic()
     log.warning("worker.left_without_goodbye")
+    # One that Celery has lost sight of, as it does over a lost connection, may have a job still: it hands that back.
+    _signal_children(worker, signal.SIGTERM)
+    until = time.monotonic() + HAND_BACK
+    while _is_any_alive(worker) and time.monotonic() < until:
+        time.sleep(LOOK)
     _signal_children(worker, signal.SIGKILL)
+    _be_missed_by_nobody(settings, worker.hostname)
     os._exit(EX_FAILURE if _gave_up.is_set() else EX_OK)
+
+
+def _is_any_alive(worker: Any) -> bool:
+    return any(process.is_alive() for process in _children(worker))
 
 
 def _later(seconds: float, act: Callable[..., Any], *args: Any) -> None:

@@ -7,6 +7,8 @@ from app import metrics, settings, telemetry
 from app.serving import DrainingWorker
 
 _settings = settings.load()
+# Even where hardly any file may be open, and whatever becomes of those who come then.
+_FEWEST = 8
 
 
 def _files() -> int:
@@ -28,7 +30,7 @@ worker_class = DrainingWorker
 threads = _settings.web_threads
 # Nine times as many may be open without a thread: a proxy's, between two requests, and those that say nothing, which
 # have a thread for 5 seconds and then cost a file and no more, until `keepalive`.
-worker_connections = max(min(10 * threads, _files() - 200), 8)
+worker_connections = max(min(10 * threads, _files() - 200), _FEWEST)
 # Above the longest `?wait=`: a restart lets those who wait have their answer.
 graceful_timeout = 65
 timeout = 90

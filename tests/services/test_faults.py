@@ -241,10 +241,11 @@ def test_a_broker_that_takes_no_messages_now_keeps_no_worker_from_those_it_has_n
     # Each job is a message of its own, after which the worker tells of it by an event.
     worker = stack.start("worker", WORKER_TURN="0")
     stack.ready("steady")
-    tickets = submit(stack, 8, steps=25)
+    tickets = submit(stack, 12, steps=50)
     with alarmed(services):
         answer = requests.post(f"{stack.url}/generate", json={"prompt": "x", "model_version": "steady"}, timeout=30)
         assert (answer.status_code, answer.json()["code"]) == (503, "broker_unavailable")
+        assert not finished(stack, tickets), "all were done before: this shows nothing"
         tasks = until(lambda: finished(stack, tickets), 60, "all that was queued is done")
         assert {task["status"] for task in tasks} == {"SUCCEEDED"}
         worker.process.terminate()

@@ -69,13 +69,16 @@ def test_a_google_that_refuses_is_told_as_unavailable(gcs, name, monkeypatch):
         gcs.size(name)
 
 
+@pytest.mark.parametrize("may_delete", [True, False])
 @pytest.mark.usefixtures("google")
-def test_a_large_object_that_arrives_damaged_is_refused_likewise(settings, name, monkeypatch):
+def test_a_large_object_that_arrives_damaged_is_refused_likewise(may_delete, settings, name, monkeypatch):
     """Above 8 MiB Google's client sends it in a session of its own, and compares the checksums itself."""
 
     def damaging(environ, start_response):
         environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"] or 0))
-        start_response("200 OK", [("Content-Type", "application/json"), ("Location", f"{address}/session")])
+        refused = environ["REQUEST_METHOD"] == "DELETE" and not may_delete
+        head = [("Content-Type", "application/json"), ("Location", f"{address}/session")]
+        start_response("403 Forbidden" if refused else "200 OK", head)
         return [b'{"size": "9000000", "crc32c": "AAAAAA=="}']
 
     with on_port(free_port(), damaging) as address:

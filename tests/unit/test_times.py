@@ -76,7 +76,7 @@ def test_the_times_agree_with_each_other(table):
     assert table["renewal of a lease"] <= table["LEASE"] / 3
     assert table["UNCONFIRMED_AFTER"] > 3 * table["publishing"]
     assert 3 * table["publishing"] < 2
-    assert table["the supervisor's patience with a worker"] > worker.HAND_BACK
+    assert table["the supervisor's patience with a worker"] > worker.HAND_BACK + worker.GOODBYE
     assert table["gunicorn's grace"] > longest_wait
     assert table["UPLOAD_TTL"] < table["DEADLINE"] < table["RESULT_TTL"]
 

@@ -1,4 +1,4 @@
-# One account a role, each with what app/storage.py does in that role and nothing else.
+# One account a role, each with what app/gcs.py does in that role and nothing else.
 
 locals {
   # Without `list`, a missing object is answered 403 and not 404.
