@@ -50,6 +50,7 @@ def main(settings: Settings) -> int:
     # On threads of its own: no receiver's slowness may hold up the sweep.
     deliveries = threading.Thread(target=Dispatcher(services).run, args=(stop,), name="webhooks")
     deliveries.start()
+    log.info("courier.ready")
     alive.beat(settings)
     while not stop.wait(settings.sweep_interval):
         courier.sweep_if_first()

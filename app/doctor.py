@@ -165,7 +165,7 @@ def storage(settings: Settings, role: str) -> str:
         _write_and_read(store, name, role)
     if role != "worker":
         store.download_url(name, 60)
-    return f"{settings.storage_url} lets a {role} do its work"
+    return f"{settings.storage_url} lets the {role} role do its work"
 
 
 def _write_and_read(store: "Storage", name: str, role: str) -> None:

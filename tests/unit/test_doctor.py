@@ -43,7 +43,7 @@ def allow(monkeypatch):
 @pytest.mark.parametrize("role", ["web", "worker", "courier"])
 def test_the_rights_that_a_role_is_given_are_enough_for_what_it_does(settings, allow, role):
     allow(*granted(role))
-    assert doctor.storage(settings, role).endswith(f"lets a {role} do its work")
+    assert doctor.storage(settings, role).endswith(f"lets the {role} role do its work")
 
 
 @pytest.mark.parametrize(("role", "right"), EVERY_RIGHT)

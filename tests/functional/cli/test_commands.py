@@ -125,7 +125,7 @@ def test_doctor_blames_the_catalogue_alone_for_its_mistake(darkroom, stack):
 def test_doctor_advises_a_key_to_who_has_none(darkroom):
     line = ended(darkroom("doctor", DARKROOM_API_KEY=""), 1).stdout.splitlines()[-1]
     assert line.startswith("failed  models")
-    assert line.endswith(" -> DARKROOM_API_KEY holds the key.")
+    assert line.endswith(" -> DARKROOM_API_KEY must hold one of its keys.")
 
 
 def test_doctor_names_wrong_settings(darkroom):
@@ -149,7 +149,7 @@ def test_no_server_is_one_sentence(darkroom, command):
 
 def test_a_wrong_key_is_one_sentence_that_does_not_repeat_it(darkroom):
     done = ended(darkroom("list", DARKROOM_API_KEY="hunter2"), 1)
-    assert done.stderr.endswith("DARKROOM_API_KEY holds the key.\n")
+    assert done.stderr.endswith("DARKROOM_API_KEY must hold one of its keys.\n")
     strange = ended(darkroom("list", DARKROOM_API_KEY="hunter2\nx"), 1)
     assert strange.stderr.startswith("darkroom: DARKROOM_API_KEY: ")
     assert "hunter2" not in done.stderr + strange.stderr
