@@ -71,7 +71,8 @@ def advice(error: DarkroomError) -> str:
         return " `darkroom models` shows what is served."
     if error.retry_after:
         return f" Try again in {error.retry_after:g} s."
-    return {0: " DARKROOM_URL says where to look.", 401: " DARKROOM_API_KEY must hold one of its keys."}.get(error.status, "")
+    known = {0: " DARKROOM_URL says where to look.", 401: " DARKROOM_API_KEY must hold one of its keys."}
+    return known.get(error.status, "")
 
 
 def told(command: Callable[..., int]) -> Callable[..., None]:

@@ -178,7 +178,7 @@ def _urls(job: Job, base: str) -> TaskUrls:
 
 
 def _inline(job: Job, services: Services) -> str | None:
-    if job.status is not Status.SUCCEEDED:
+    if job.status is not Status.SUCCEEDED or not job.images:
         return None
     try:
         data = services.storage.get(job.images[0]["name"], MAX_INLINE_BYTES)

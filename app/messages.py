@@ -35,6 +35,16 @@ def read(headers: Any, content_type: str, body: Any) -> Job:
 def _job(body: Any, deadline_at: float | None) -> Job:
     try:
         _, arguments, _ = json.loads(bytes(body) if isinstance(body, memoryview) else body)
-        return Job.from_message(arguments["message"], deadline_at)
+        return _possible(Job.from_message(arguments["message"], deadline_at))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise Unreadable(f"its body holds no job ({type(error).__name__})") from None
+
+
+def _possible(job: Job) -> Job:
+    """Raises ValueError for what no request could have asked for, and nobody here could keep, make or show."""
+    params = job.params
+    if min(params.num_images, params.width, params.height, params.num_inference_steps) < 1:
+        raise ValueError("less than one")
+    # A lone surrogate is JSON, and yet no text.
+    json.dumps(job.message(), ensure_ascii=False).encode()
+    return job

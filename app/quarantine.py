@@ -151,7 +151,8 @@ class Quarantine:
 
         But for a newer version's: its couriers see that the job has no message, and its workers can read the next.
         """
-        task_id = str(letter.headers.get("id", ""))
+        # A stranger's may hold what is no text, and cannot be asked for.
+        task_id = str(letter.headers.get("id", "")).encode("utf-8", "replace").decode()
         if self._is_newer(task_id) or self._fail(task_id, Internal(f"No worker can read its message: {detail}")):
             return
         # The same message twice, after a crash between here and its acknowledgement, is one entry.

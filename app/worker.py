@@ -221,14 +221,15 @@ def _leave_within(settings: Settings, worker: Any) -> None:
 def _go_without_goodbye(settings: Settings, worker: Any) -> None:
     """Leave, once nothing is at work, whatever the broker says: one that holds publishers back answers no goodbye."""
     since = time.monotonic()
-    while time.monotonic() - since < GOODBYE:
+    end = since + settings.worker_grace + HAND_BACK + GOODBYE
+    while time.monotonic() - since < GOODBYE and time.monotonic() < end:
         time.sleep(LOOK)
         if celery_state.reserved_requests and _is_any_alive(worker):
             since = time.monotonic()
     log.warning("worker.left_without_goodbye")
     # One that Celery has lost sight of, as it does over a lost connection, may have a job still: it hands that back.
     _signal_children(worker, signal.SIGTERM)
-    until = time.monotonic() + HAND_BACK
+    until = min(time.monotonic() + HAND_BACK, end)
     while _is_any_alive(worker) and time.monotonic() < until:
         time.sleep(LOOK)
     _signal_children(worker, signal.SIGKILL)

@@ -261,6 +261,27 @@ def test_nothing_is_deleted_by_a_first_click(page, emptied):
     page.see_stage("empty")
 
 
+def test_a_key_that_is_held_down_deletes_nothing(page, emptied):
+    page.hand_in("the first")
+    page.see_stage("done")
+    page.see("#remove").focus()
+    for _ in range(3):
+        page.tab.keyboard.down("Enter")
+    page.tab.keyboard.up("Enter")
+    expect(page.see("#remove")).to_have_text("Delete for good")
+    assert len(list(emptied.client.tasks())) == 1
+
+
+def test_what_was_deleted_elsewhere_leaves_the_page_too(visit, emptied):
+    page = visit(faults=["410"])
+    page.hand_in("the first")
+    page.see_stage("done")
+    [task] = emptied.client.tasks()
+    emptied.client.delete(task["task_id"])
+    page.see("#remove").dblclick()
+    page.see_stage("empty")
+
+
 def test_nothing_starts_from_a_picture_that_was_deleted(page):
     page.drop(picture())
     page.hand_in("from a picture")

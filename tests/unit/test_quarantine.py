@@ -230,6 +230,22 @@ def test_a_message_that_a_policy_took_out_of_its_queue_ends_no_job(services, let
     assert services.jobs.get(new.task_id).phase is Phase.QUEUED
 
 
+def test_a_message_of_what_is_no_text_keeps_none_behind_it_out(services, letters, client):
+    odd = dataclasses.replace(GARBAGE, headers={"id": "\ud800abc", "task": GENERATE})
+    letters.letters += [odd, GARBAGE]
+    Courier(services).sweep()
+    assert letters.letters == []
+    assert len(client.get("/admin/quarantine").json["entries"]) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"num_images": 0}, {"width": -5}, {"prompt": "\ud800"}, {"model_version": "\ud800"}])
+def test_a_message_of_a_job_that_cannot_be_is_unreadable(wrong):
+    message = {**job().message(), **wrong}
+    body = json.dumps([[], {"message": message}, {}]).encode()
+    with pytest.raises(Unreadable, match="holds no job"):
+        read({"id": message["task_id"], "task": GENERATE}, "application/json", body)
+
+
 def test_no_key_of_its_caller_stands_in_the_way_of_a_requeue(services, client, exhausted):
     alice = Caller.model_construct(name="alice", sha256="", open_tasks=0)
     for key in (f"requeue:{exhausted}", f"requeue {exhausted}"):

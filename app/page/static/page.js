@@ -173,7 +173,10 @@ async function remove(task) {
     return doom(task.task_id);
   }
   doom(null);
-  await call("DELETE", `tasks/${task.task_id}`);
+  await call("DELETE", `tasks/${task.task_id}`).catch((refusal) => {
+    // Somebody else was first.
+    if (![404, 410].includes(refusal.status)) throw refusal;
+  });
   const position = newestFirst().findIndex(({ task_id }) => task_id === task.task_id);
   drop(task.task_id);
   counter.forget(task.task_id);
@@ -289,6 +292,8 @@ act("adjust", counter.fill);
 act("download", takeHome);
 act("remove", remove);
 byId("remove").addEventListener("blur", () => doom(null));
+// A key that is held down is one click.
+byId("remove").addEventListener("keydown", (event) => event.repeat && event.preventDefault());
 act("older", readOlder);
 byId("forget-key").addEventListener("click", () => {
   forgetKey();
