@@ -184,16 +184,16 @@ def _letter(message: Any) -> DeadLetter:
     headers = message.headers if isinstance(message.headers, dict) else {}
     body = message.body
     return DeadLetter(
-        queue=_text(headers.get("x-first-death-queue") or message.delivery_info.get("routing_key")),
+        queue=text(headers.get("x-first-death-queue") or message.delivery_info.get("routing_key")),
         body=bytes(body) if isinstance(body, bytes | bytearray | memoryview) else str(body or "").encode(),
         # What the broker wrote about its death would be counted again.
         headers={name: value for name, value in headers.items() if not str(name).startswith("x-")},
-        content_type=_text(message.content_type),
-        content_encoding=_text(message.content_encoding),
-        reason=_text(headers.get("x-first-death-reason")),
+        content_type=text(message.content_type),
+        content_encoding=text(message.content_encoding),
+        reason=text(headers.get("x-first-death-reason")),
     )
 
 
-def _text(value: Any) -> str:
-    """What can be kept and shown of it: a stranger's may hold what is no text."""
+def text(value: Any) -> str:
+    """What can be kept, asked for and shown of it: a stranger's may hold what is no text."""
     return str(value or "").encode("utf-8", "replace").decode()

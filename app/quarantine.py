@@ -13,7 +13,7 @@ from typing import Any, cast
 import structlog
 from redis import Redis
 
-from app.broker import Broker, DeadLetter
+from app.broker import Broker, DeadLetter, text
 from app.errors import AttemptsExhausted, ClaimLost, EntryNotFound, Internal, NotRequeuable, TaskExpired, TaskNotFound
 from app.jobs import JobStore, ask
 from app.messages import Unreadable, read
@@ -151,8 +151,7 @@ class Quarantine:
 
         But for a newer version's: its couriers see that the job has no message, and its workers can read the next.
         """
-        # A stranger's may hold what is no text, and cannot be asked for.
-        task_id = str(letter.headers.get("id", "")).encode("utf-8", "replace").decode()
+        task_id = text(letter.headers.get("id"))
         if self._is_newer(task_id) or self._fail(task_id, Internal(f"No worker can read its message: {detail}")):
             return
         # The same message twice, after a crash between here and its acknowledgement, is one entry.
@@ -192,6 +191,6 @@ def _written(letter: DeadLetter) -> str:
     return json.dumps({**fields, "body": body}, default=str)
 
 
-def _letter(text: str) -> DeadLetter:
-    fields: dict[str, Any] = json.loads(text)
+def _letter(written: str) -> DeadLetter:
+    fields: dict[str, Any] = json.loads(written)
     return DeadLetter(**{**fields, "body": base64.b64decode(fields["body"])})

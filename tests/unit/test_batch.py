@@ -65,6 +65,12 @@ def states(services, jobs):
     return [services.jobs.get(done.task_id).status for done in jobs]
 
 
+def cost_a_worker(services, lost):
+    services.jobs.claim(lost.task_id, "lost", "worker-0")
+    lease_runs_out(services.redis, lost.task_id)
+    services.jobs.requeue(lost.task_id)
+
+
 def red(services, task_id):
     with Image.open(io.BytesIO(services.storage.get(output_name(task_id, 0), 10**6))) as image:
         return image.getpixel((0, 0))[0]
@@ -253,9 +259,7 @@ def test_a_device_that_fails_leaves_every_job_to_its_lease(services, queue):
 
 def test_a_job_that_has_cost_a_worker_takes_no_other_with_it(services, queue):
     jobs, press = queue(3), Press()
-    services.jobs.claim(jobs[1].task_id, "lost", "worker-0")
-    lease_runs_out(services.redis, jobs[1].task_id)
-    services.jobs.requeue(jobs[1].task_id)
+    cost_a_worker(services, jobs[1])
     turn(services, press, jobs[0])
     assert press.calls == [2, 1]
     assert states(services, jobs) == ["SUCCEEDED"] * 3
@@ -265,9 +269,7 @@ def test_a_job_that_has_cost_a_worker_takes_no_other_with_it(services, queue):
 
 def test_a_job_that_has_cost_a_worker_is_made_alone(services, queue):
     jobs, press = queue(3), Press()
-    services.jobs.claim(jobs[0].task_id, "lost", "worker-0")
-    lease_runs_out(services.redis, jobs[0].task_id)
-    services.jobs.requeue(jobs[0].task_id)
+    cost_a_worker(services, jobs[0])
     turn(services, press, jobs[0])
     assert press.calls == [1]
     assert states(services, jobs) == ["SUCCEEDED", "PENDING", "PENDING"]
