@@ -73,20 +73,6 @@ def test_what_asks_for_no_job_of_ours_is_unreadable(changes, reason):
         read(letter.headers, letter.content_type, letter.body)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("caller", {"a": 1}), ("caller", True), ("queue", 7), ("max_attempts", 1e300), ("max_attempts", 0),
-        ("deadline_seconds", "x"), ("traceparent", "none"), ("webhook_events", "completed"), ("task_id", ""),
-    ],
-)  # fmt: skip
-def test_what_is_no_jobs_own_is_unreadable(field, value):
-    message = {**job().message(), field: value}
-    body = json.dumps([[], {"message": message}, {}]).encode()
-    with pytest.raises(Unreadable, match="its body holds no job"):
-        read({"task": GENERATE, "id": message["task_id"]}, "application/json", body)
-
-
 def test_a_mistake_in_what_collects_them_does_not_keep_the_sweep_from_the_rest(services, monkeypatch):
     def fail():
         raise ZeroDivisionError
@@ -236,14 +222,6 @@ def test_a_message_of_what_is_no_text_keeps_none_behind_it_out(services, letters
     Courier(services).sweep()
     assert letters.letters == []
     assert len(client.get("/admin/quarantine").json["entries"]) == 2
-
-
-@pytest.mark.parametrize("wrong", [{"num_images": 0}, {"width": -5}, {"prompt": "\ud800"}, {"model_version": "\ud800"}])
-def test_a_message_of_a_job_that_cannot_be_is_unreadable(wrong):
-    message = {**job().message(), **wrong}
-    body = json.dumps([[], {"message": message}, {}]).encode()
-    with pytest.raises(Unreadable, match="holds no job"):
-        read({"id": message["task_id"], "task": GENERATE}, "application/json", body)
 
 
 def test_no_key_of_its_caller_stands_in_the_way_of_a_requeue(services, client, exhausted):
