@@ -187,12 +187,8 @@ class Courier:
         return waiting[:missing]
 
     def _clear_leftovers(self) -> None:
-        until = self._time_is_up()
         try:
-            for _ in leftovers.clear(self._services):
-                alive.beat(self._services.settings)
-                if self._services.clock() >= until:
-                    return
+            self._for_a_while(leftovers.clear(self._services))
         except StorageUnavailable as error:
             log.warning("sweep.leftovers_stay", reason=str(error))
 
@@ -205,8 +201,12 @@ class Courier:
         if isinstance(storage, LocalStorage) and self._services.jobs.lock("clear", HOUR):
             # Not before the record, which says for how long.
             self._stale = storage.expire(kept + HOUR)
+        self._for_a_while(self._stale)
+
+    def _for_a_while(self, steps: Iterator[None]) -> None:
+        """What the time between two sweeps is enough for; the rest is the next sweep's."""
         until = self._time_is_up()
-        for _ in self._stale:
+        for _ in steps:
             alive.beat(self._services.settings)
             if self._services.clock() >= until:
                 return
